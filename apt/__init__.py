@@ -1,0 +1,1 @@
+"""APT: the model, the trainer and inference."""

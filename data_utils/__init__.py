@@ -1,0 +1,1 @@
+"""Episodes on disk -> samples -> batches. Imports numpy, h5py, OpenCV and torch; never `apt`."""

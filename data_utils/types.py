@@ -1,0 +1,104 @@
+"""The typed structures that cross the boundary between data and policy.
+
+Shapes: ``B`` batch, ``To`` observed frames, ``Ncam`` cameras, ``Nee`` arms, ``Th`` history steps, ``Ta`` future
+steps, ``L`` prompt tokens. Poses are 4x4 and named by their frames: ``world_from_cam`` maps camera coordinates
+(OpenCV axes) to the world. An end-effector state is 17 numbers: a row-major ``world_from_ee`` and the gripper's
+openness in [0 closed, 1 open]. Lengths are metres, times seconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass
+class Sample:
+    """One observation and, in training, what followed it (numpy)."""
+
+    rgb: np.ndarray  # (To, Ncam, 3, H, W) uint8, letterboxed
+    mask: np.ndarray  # (To, Ncam, H, W) bool, True where the pixel shows the scene
+    K: np.ndarray  # (Ncam, 3, 3) float32, at (H, W)
+    world_from_cam: np.ndarray  # (To, Ncam, 4, 4) float32
+    prompt: str
+    world_from_ee: np.ndarray  # (Nee, 4, 4) float32, now
+    world_from_ref: np.ndarray  # (Nee, 4, 4) float32, the camera whose axes this arm's action is expressed in
+    history: np.ndarray  # (Th, Nee, 17) float32, ends now
+    valid_ee: np.ndarray  # (Nee,) bool, False for padded arms
+    gripper_mask: np.ndarray  # (Nee,) bool, False where the arm has no gripper to predict
+    timestamp: float
+    future: np.ndarray | None = None  # (Ta, Nee, 17) float32, None when serving
+    source: str = ""  # file and frame, for messages
+
+
+@dataclass
+class TokenizedPrompt:
+    """A prompt as the VLM reads it, images' placeholder tokens included (numpy)."""
+
+    ids: np.ndarray  # (L,) int64
+    position_ids: np.ndarray  # (3, L) int64: temporal, row and column position (multimodal RoPE)
+
+
+@dataclass
+class Observation:
+    """What the policy sees, batched (torch)."""
+
+    rgb: torch.Tensor  # (B, To, Ncam, 3, H, W) uint8
+    mask: torch.Tensor  # (B, To, Ncam, H, W) bool
+    K: torch.Tensor  # (B, Ncam, 3, 3)
+    world_from_cam: torch.Tensor  # (B, To, Ncam, 4, 4)
+    world_from_ee: torch.Tensor  # (B, Nee, 4, 4)
+    world_from_ref: torch.Tensor  # (B, Nee, 4, 4)
+    history: torch.Tensor  # (B, Th, Nee, 17)
+    valid_ee: torch.Tensor  # (B, Nee) bool
+    camera_mask: torch.Tensor  # (B, Ncam) bool: shown to the VLM (its newest mask is not empty)
+    image_index: torch.Tensor  # (Nimg,) int64: shown images as indices into the flattened (B * Ncam)
+    input_ids: torch.Tensor  # (B, L) int64, left-padded
+    position_ids: torch.Tensor  # (3, B, L) int64
+    attention_mask: torch.Tensor  # (B, L) bool, False on padding
+    prompt: list[str]  # B
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> "Observation":
+        return _to(self, device, non_blocking)
+
+    def pin_memory(self) -> "Observation":
+        return _map_tensors(self, torch.Tensor.pin_memory)
+
+    @property
+    def batch_size(self) -> int:
+        return self.rgb.shape[0]
+
+
+@dataclass
+class Batch:
+    """Observations and their targets, batched (torch)."""
+
+    observation: Observation
+    future: torch.Tensor  # (B, Ta, Nee, 17)
+    gripper_mask: torch.Tensor  # (B, Nee) bool
+    timestamp: torch.Tensor  # (B,) float64
+    source: list[str]  # B
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
+        return _to(self, device, non_blocking)
+
+    def pin_memory(self) -> "Batch":
+        return _map_tensors(self, torch.Tensor.pin_memory)
+
+
+def _map_tensors(value, function):
+    changes = {}
+    for field in dataclasses.fields(value):
+        item = getattr(value, field.name)
+        if isinstance(item, torch.Tensor):
+            changes[field.name] = function(item)
+        elif dataclasses.is_dataclass(item):
+            changes[field.name] = _map_tensors(item, function)
+    return dataclasses.replace(value, **changes)
+
+
+def _to(value, device, non_blocking):
+    return _map_tensors(value, lambda tensor: tensor.to(device, non_blocking=non_blocking))

@@ -1,0 +1,1 @@
+"""Worked examples: simulators to record in, train on and evaluate in."""
