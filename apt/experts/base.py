@@ -1,0 +1,166 @@
+"""What every action expert takes and gives, whatever its architecture.
+
+Shapes: ``B`` batch, ``L`` VLM tokens, ``C`` VLM width, ``Ncam`` cameras, ``Nee`` arms, ``Th`` history steps, ``Ta`` future steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+
+from apt.action_transform import ACTION_DIM, GRIPPER, ROTATION, STATE_DIM, TRANSLATION
+from apt.layers.rotations import make_transform, rotation_from_quaternion
+
+
+class Modality(IntEnum):
+    PAD = 0
+    VISION = 1
+    LANGUAGE = 2
+    ACTION = 3
+
+
+@dataclass
+class VLMFeatures:
+    """What the expert gets from the VLM, per token."""
+
+    inputs_embeds: torch.Tensor  # (B, L, C), image embeddings scattered in
+    hidden_states: dict[int, torch.Tensor]  # feature index -> (B, L, C), those the expert asked for
+    modality: torch.Tensor  # (B, L) int64, Modality; PAD exactly where the token is not valid
+    position: torch.Tensor  # (B, L) int64, 1-D position
+    camera: torch.Tensor  # (B, L) int64, the camera a vision slot belongs to, -1 for other tokens
+    norm_xy: torch.Tensor  # (B, L, 2), camera-plane coordinates of vision slots, 0 elsewhere
+    world_from_cam: torch.Tensor  # (B, Ncam, 4, 4)
+    camera_mask: torch.Tensor  # (B, Ncam) bool, cameras that count
+
+    @property
+    def valid(self) -> torch.Tensor:
+        """(B, L) bool"""
+        return self.modality != Modality.PAD
+
+
+@dataclass
+class RobotState:
+    """Where the arms are and were."""
+
+    world_from_ee: torch.Tensor  # (B, Nee, 4, 4), now
+    world_from_ref: torch.Tensor  # (B, Nee, 4, 4), the camera whose axes an arm's action is expressed in
+    history: torch.Tensor  # (B, Th, Nee, 17)
+    valid_ee: torch.Tensor  # (B, Nee) bool
+
+
+@dataclass
+class TrainingDraws:
+    """Every random number of one training pass, so that a pass can be repeated or tested."""
+
+    world_quaternion: torch.Tensor  # (B, 4) wxyz, normalised on use: a uniformly random rotation of the world
+    noise: torch.Tensor  # (B, Nee, Ta, 10)
+    timestep: torch.Tensor  # (B,) int64
+    history_noise: torch.Tensor | None = None  # (B, Nee, Th, 9), metres and r6 units
+    ee_noise: torch.Tensor | None = None  # (B, Nee, 3), metres
+
+    HISTORY_TRANSLATION_STD = 0.005
+    HISTORY_ROTATION_STD = 0.01
+    EE_TRANSLATION_STD = 0.003
+
+    @classmethod
+    def draw(
+        cls,
+        robot: RobotState,
+        num_future: int,
+        num_timesteps: int,
+        pose_noise: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> "TrainingDraws":
+        """Draw for a batch, on its device; ``pose_noise`` perturbs the policy's proprioceptive inputs."""
+        device = robot.history.device
+        batch, history, arms, _ = robot.history.shape
+
+        def normal(*shape: int) -> torch.Tensor:
+            return torch.randn(shape, device=device, generator=generator)
+
+        draws = cls(
+            world_quaternion=normal(batch, 4),
+            noise=normal(batch, arms, num_future, ACTION_DIM),
+            timestep=torch.randint(num_timesteps, (batch,), device=device, generator=generator),
+        )
+        if pose_noise:
+            draws.history_noise = normal(batch, arms, history, ACTION_DIM - 1)
+            draws.history_noise[..., TRANSLATION] *= cls.HISTORY_TRANSLATION_STD
+            draws.history_noise[..., ROTATION] *= cls.HISTORY_ROTATION_STD
+            draws.ee_noise = normal(batch, arms, 3) * cls.EE_TRANSLATION_STD
+        return draws
+
+
+@dataclass
+class ExpertLoss:
+    """L1 on the predicted noise: ``total = 30 translation + 10 rotation + 10 gripper`` (scalars, attached)."""
+
+    total: torch.Tensor
+    translation: torch.Tensor
+    rotation: torch.Tensor
+    gripper: torch.Tensor
+
+    def metrics(self) -> dict[str, torch.Tensor]:
+        return {field.name: getattr(self, field.name).detach() for field in dataclasses.fields(self)}
+
+
+def noise_loss(
+    predicted: torch.Tensor, noise: torch.Tensor, valid_ee: torch.Tensor, gripper_mask: torch.Tensor | None = None
+) -> ExpertLoss:
+    """Weighted L1, each part a mean pooled over all valid arms of the batch.
+
+    Args:
+        predicted, noise: (B, Nee, Ta, 10).
+        valid_ee: (B, Nee) bool.
+        gripper_mask: (B, Nee) bool, arms whose gripper counts; None: all valid ones.
+    """
+    error = (predicted.float() - noise).abs()
+
+    def pooled(part: slice, arms: torch.Tensor) -> torch.Tensor:
+        per_arm = error[..., part].mean(dim=(-2, -1))  # (B, Nee)
+        weight = arms.to(per_arm.dtype)
+        return (per_arm * weight).sum() / weight.sum().clamp(min=1.0)
+
+    gripper_arms = valid_ee if gripper_mask is None else valid_ee & gripper_mask
+    translation, rotation = pooled(TRANSLATION, valid_ee), pooled(ROTATION, valid_ee)
+    gripper = pooled(GRIPPER, gripper_arms)
+    return ExpertLoss(30.0 * translation + 10.0 * rotation + 10.0 * gripper, translation, rotation, gripper)
+
+
+def recentring_transform(features: VLMFeatures, quaternion: torch.Tensor | None = None) -> torch.Tensor:
+    """``centred_from_world`` (B, 4, 4): origin at the mean position of the cameras that count.
+
+    ``quaternion`` (B, 4) wxyz rotates the new frame (training); None keeps the world's axes.
+    """
+    weight = features.camera_mask.to(features.world_from_cam.dtype).unsqueeze(-1)  # (B, Ncam, 1)
+    centre = (features.world_from_cam[..., :3, 3] * weight).sum(1) / weight.sum(1).clamp(min=1.0)
+    if quaternion is None:
+        rotation = torch.eye(3, dtype=centre.dtype, device=centre.device).expand(len(centre), 3, 3)
+    else:
+        rotation = rotation_from_quaternion(quaternion.to(centre.dtype))
+    return make_transform(rotation, -(rotation @ centre.unsqueeze(-1)).squeeze(-1))
+
+
+def transform_states(new_from_old: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """Re-express states (B, T, Nee, 17) by ``new_from_old`` (B, 4, 4)."""
+    poses = new_from_old[:, None, None] @ states[..., : STATE_DIM - 1].unflatten(-1, (4, 4))
+    return torch.cat([poses.flatten(-2), states[..., STATE_DIM - 1 :]], dim=-1)
+
+
+def recentre(
+    features: VLMFeatures, robot: RobotState, centred_from_world: torch.Tensor
+) -> tuple[VLMFeatures, RobotState]:
+    """Features and robot with every pose re-expressed in the re-centred frame."""
+    per_pose = centred_from_world.unsqueeze(1)
+    return (
+        dataclasses.replace(features, world_from_cam=per_pose @ features.world_from_cam),
+        dataclasses.replace(
+            robot,
+            world_from_ee=per_pose @ robot.world_from_ee,
+            world_from_ref=per_pose @ robot.world_from_ref,
+            history=transform_states(centred_from_world, robot.history),
+        ),
+    )

@@ -1,0 +1,108 @@
+"""Attention, through one function whichever library computes it."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from apt.layers.norms import RMSNorm
+from apt.layers.positions import PoseEncoding, RotaryEncoding
+
+BACKENDS = ("sdpa", "xformers")
+
+
+def check_backend(backend: str) -> None:
+    """Raise ``ValueError`` for an unknown back-end and ``ImportError`` for one that is not installed."""
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown attention back-end {backend!r}; choose from {', '.join(BACKENDS)}")
+    if backend == "xformers" and importlib.util.find_spec("xformers") is None:
+        raise ImportError('attention back-end "xformers" is not installed; pip install xformers, or use "sdpa"')
+
+
+def attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None, backend: str = "sdpa"
+) -> torch.Tensor:
+    """Scaled dot-product attention; a query that may attend to nothing gets 0.
+
+    Args:
+        q: (B, Lq, heads, d); k, v: (B, Lk, heads, d).
+        mask: broadcastable to (B, Lq, Lk) bool, True = may attend; None = everything.
+        backend: one of ``BACKENDS``.
+    Returns:
+        (B, Lq, heads, d)
+    """
+    if mask is not None:
+        # Older kernels answer NaN for a query that may see nothing: let it see everything, then zero its output.
+        sees_something = mask.any(-1, keepdim=True)
+        mask = mask | ~sees_something
+    if backend == "xformers":
+        out = _xformers_attention(q, k, v, mask)
+    else:
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, None if mask is None else mask.unsqueeze(1)).transpose(1, 2)
+    return out if mask is None else out * sees_something.unsqueeze(-1).to(out.dtype)
+
+
+def _xformers_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    from xformers.ops import memory_efficient_attention
+
+    bias = None
+    if mask is not None:
+        batch, queries, heads, _ = q.shape
+        keys = k.shape[1]
+        padded = (keys + 7) // 8 * 8  # xformers wants the bias' rows aligned to 8 elements
+        bias = q.new_zeros(batch, 1, queries, padded)[..., :keys]
+        bias.masked_fill_(~mask.unsqueeze(1), float("-inf"))
+        bias = bias.expand(batch, heads, queries, keys)
+    return memory_efficient_attention(q, k, v, attn_bias=bias)
+
+
+class SelfAttention(nn.Module):
+    """Projections of a self-attention layer whose queries, keys and values may be asked for separately.
+
+    q and k are RMS-normalised per head before the position encoding. Biases on all projections.
+    """
+
+    def __init__(self, width: int, heads: int, backend: str = "sdpa") -> None:
+        super().__init__()
+        self.heads = heads
+        self.backend = backend
+        self.to_qkv = nn.Linear(width, 3 * width)  # laid out (3, heads, d)
+        self.to_out = nn.Linear(width, width)
+        self.q_norm = RMSNorm(width // heads)
+        self.k_norm = RMSNorm(width // heads)
+
+    def qkv(
+        self, x: torch.Tensor, encoding: RotaryEncoding | PoseEncoding
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Encoded queries, keys, values (B, L, heads, d) of tokens ``x`` (B, L, h)."""
+        q, k, v = self.to_qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        dtype = v.dtype
+        q, k, v = encoding.encode(self.q_norm(q), self.k_norm(k), v)
+        return q.to(dtype), k.to(dtype), v.to(dtype)
+
+    def kv(
+        self, x: torch.Tensor, encoding: RotaryEncoding | PoseEncoding
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As :meth:`qkv` for tokens that ask nothing: the query third of the projection is not computed."""
+        width = x.shape[-1]
+        kv = F.linear(x, self.to_qkv.weight[width:], self.to_qkv.bias[width:])
+        k, v = kv.unflatten(-1, (2, self.heads, -1)).unbind(-3)
+        dtype = v.dtype
+        _, k, v = encoding.encode(None, self.k_norm(k), v)
+        return k.to(dtype), v.to(dtype)
+
+    def attend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        mask: torch.Tensor | None,
+        encoding: RotaryEncoding | PoseEncoding,
+    ) -> torch.Tensor:
+        """(B, Lq, h), after the output projection; ``encoding`` is the queries'."""
+        out = attention(q, k, v, mask, self.backend)
+        return self.to_out(encoding.decode(out).to(out.dtype).flatten(-2))
