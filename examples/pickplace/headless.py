@@ -1,0 +1,60 @@
+"""Choosing a headless OpenGL for MuJoCo, and importing the simulator without its chatter."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import logging
+import os
+from types import ModuleType
+
+_LIBRARIES = {"egl": "libEGL.so.1", "osmesa": "libOSMesa.so.8"}
+_INSTALL_GL = "apt-get install libosmesa6 (or libegl1 libgl1-mesa-dri)"
+_INSTALL_SIM = "pip install --no-deps robosuite==1.4.1 mujoco==3.3.2 && pip install numba termcolor glfw absl-py pyopengl"
+
+
+def select_gl() -> str:
+    """Sets ``MUJOCO_GL`` for this process and its children and returns it: ``egl`` or ``osmesa``.
+
+    A value already set is respected. Otherwise EGL is taken where there is a graphics device, and OSMesa, which
+    needs none, elsewhere. Raises ``RuntimeError`` where neither library is installed or the value is neither.
+    """
+    chosen = os.environ.get("MUJOCO_GL", "").lower().strip()
+    if not chosen:
+        has_device = os.path.exists("/dev/dri") or os.path.exists("/dev/nvidiactl")
+        order = ("egl", "osmesa") if has_device else ("osmesa", "egl")
+        chosen = next((name for name in order if _loads(_LIBRARIES[name])), "")
+        if not chosen:
+            raise RuntimeError(f"no headless OpenGL library found for the simulator; run: {_INSTALL_GL}")
+    if chosen not in _LIBRARIES:
+        raise RuntimeError(f"MUJOCO_GL={chosen} cannot render without a screen; set it to egl or osmesa, or unset it")
+    os.environ["MUJOCO_GL"] = chosen
+    return chosen
+
+
+def import_simulator() -> ModuleType:
+    """The module with the robosuite environment, imported with a headless OpenGL.
+
+    Raises ``ImportError`` with what to install where robosuite, MuJoCo or an OpenGL library is missing.
+    """
+    gl = select_gl()
+    # robosuite asks, as a warning at each import, for a file of private settings; nothing here needs one.
+    logging.getLogger("robosuite_logs").addFilter(_is_not_about_macros)
+    try:
+        return importlib.import_module("examples.pickplace.simulator")
+    except ModuleNotFoundError as error:
+        raise ImportError(f"the simulator needs {error.name}; run: {_INSTALL_SIM}") from error
+    except (AttributeError, ImportError, OSError) as error:  # PyOpenGL's ways of saying that a library is missing
+        raise ImportError(f"MUJOCO_GL={gl} did not load ({error}); run: {_INSTALL_GL}") from error
+
+
+def _is_not_about_macros(record: logging.LogRecord) -> bool:
+    return record.module != "macros"
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True

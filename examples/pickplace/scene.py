@@ -1,0 +1,234 @@
+"""What a pick-and-place scene holds, read from one YAML file per scene.
+
+Lengths are metres, angles radians, speeds m/s; world axes are x away from the robot, y to its left, z up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import string
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+SCENES_DIR = Path(__file__).parent / "scenes"
+
+Vector2 = tuple[float, float]
+Vector3 = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class ArenaSpec:
+    source_bin: Vector3
+    """Centre of the bin that objects start in."""
+    target_bin: Vector3
+
+
+@dataclass(frozen=True)
+class BackgroundSpec:
+    """Texture files of robosuite's textures folder."""
+
+    floor: str
+    walls: str
+    source_bin: str
+    target_bin: str
+
+
+@dataclass(frozen=True)
+class RobotSpec:
+    stiffness: float
+    """Proportional gain of the OSC_POSE controller."""
+    ee_start: Vector3
+    ee_start_jitter: Vector3
+    """Half widths of the box that start positions are drawn from."""
+    ee_start_yaw_jitter: float
+
+
+@dataclass(frozen=True)
+class CameraSpec:
+    position: Vector3
+    look_at: Vector3
+    fovy: float
+    """Vertical field of view in degrees."""
+    body: str | None = None
+    """MuJoCo body the camera is fixed to, whose frame the vectors are in; None: the world."""
+
+
+@dataclass(frozen=True)
+class GraspSpec:
+    below_top: float
+    """Height of the object's top over the grip site in the grasp."""
+    closing_yaw: float
+    """Direction in which the fingers close, about z in the object's frame."""
+    symmetry: float
+    """The grasp is as good after a turn by this angle about z; 0: by any angle."""
+
+
+@dataclass(frozen=True)
+class ObjectSpec:
+    model: str
+    """Class name in ``robosuite.models.objects``."""
+    nouns: tuple[str, ...]
+    grasp: GraspSpec
+
+
+@dataclass(frozen=True)
+class PlacementSpec:
+    x: Vector2
+    y: Vector2
+    yaw: Vector2
+    min_distance: float
+    """Between the centres of any two objects."""
+
+
+@dataclass(frozen=True)
+class ContainerSpec:
+    nouns: tuple[str, ...]
+    x: Vector2
+    y: Vector2
+    floor: float
+    rim: float
+    drop: Vector2
+    """Where the expert lets go."""
+
+    def contains(self, xy: np.ndarray) -> bool:
+        """Whether ``xy`` (2,) in the world lies within the container's outline."""
+        return self.x[0] < xy[0] < self.x[1] and self.y[0] < xy[1] < self.y[1]
+
+
+@dataclass(frozen=True)
+class Task:
+    object: str
+    container: str
+
+
+@dataclass(frozen=True)
+class SuccessSpec:
+    max_height: float
+    """Of the object's centre above the container's floor."""
+    min_gripper_distance: float
+    """From the grip site to the object's bounding box."""
+    max_speed: float
+    """Of the object."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One scene file. Raises ``ValueError`` from the constructor where fields contradict each other."""
+
+    name: str
+    arena: ArenaSpec
+    background: BackgroundSpec
+    robot: RobotSpec
+    cameras: dict[str, CameraSpec]
+    """In the order they are recorded; the first is the main camera."""
+    objects: dict[str, ObjectSpec]
+    placement: PlacementSpec
+    containers: dict[str, ContainerSpec]
+    tasks: tuple[Task, ...]
+    instructions: tuple[str, ...]
+    """Templates with ``{object}`` and ``{container}``."""
+    success: SuccessSpec
+
+    def __post_init__(self) -> None:
+        for name in ("cameras", "objects", "containers", "tasks", "instructions"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: is empty; give at least one entry")
+        for kind in ("objects", "containers"):
+            for name, spec in getattr(self, kind).items():
+                if not spec.nouns:
+                    raise ValueError(f"{kind}.{name}.nouns: is empty; give at least one noun for the instructions")
+        for i, task in enumerate(self.tasks):
+            if task.object not in self.objects:
+                raise ValueError(f"tasks[{i}].object: {task.object!r} is not among objects {sorted(self.objects)}")
+            if task.container not in self.containers:
+                raise ValueError(
+                    f"tasks[{i}].container: {task.container!r} is not among containers {sorted(self.containers)}"
+                )
+        for i, template in enumerate(self.instructions):
+            fields = {field for _, field, _, _ in string.Formatter().parse(template) if field is not None}
+            if "object" not in fields or not fields <= {"object", "container"}:
+                raise ValueError(
+                    f"instructions[{i}]: {template!r} has the fields {sorted(fields)}; "
+                    "it must have {object} and may have {container}"
+                )
+        ranges = {f"placement.{axis}": getattr(self.placement, axis) for axis in ("x", "y", "yaw")}
+        for name, container in self.containers.items():
+            ranges |= {f"containers.{name}.x": container.x, f"containers.{name}.y": container.y}
+            if not container.contains(np.array(container.drop)):
+                raise ValueError(f"containers.{name}.drop: {container.drop} lies outside the container's own x and y")
+        for where, (low, high) in ranges.items():
+            if low > high:
+                raise ValueError(f"{where}: [{low}, {high}] is empty; write the lower bound first")
+        for name, camera in self.cameras.items():
+            if not 0 < camera.fovy < 180:
+                raise ValueError(f"cameras.{name}.fovy: {camera.fovy} is not between 0 and 180 degrees")
+            direction = np.subtract(camera.look_at, camera.position)
+            if np.linalg.norm(direction) < 1e-6:
+                raise ValueError(f"cameras.{name}.look_at: equals its position; it must be a point in front of it")
+        if self.robot.stiffness <= 0:
+            raise ValueError(f"robot.stiffness: {self.robot.stiffness} is not positive")
+
+    def prompts(self, task: Task) -> list[str]:
+        """Every paraphrase of a task's instruction, the plainest first."""
+        return [
+            template.format(object=noun, container=place)
+            for template in self.instructions
+            for noun in self.objects[task.object].nouns
+            for place in self.containers[task.container].nouns
+        ]
+
+
+def load_scene(name_or_path: str | Path) -> Scene:
+    """Reads a scene file: a name in the ``scenes`` folder beside this module, or a path to a YAML file.
+
+    Raises ``FileNotFoundError`` for a missing file and ``ValueError`` that names the file and key for a wrong one.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = SCENES_DIR / f"{name_or_path}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in SCENES_DIR.glob("*.yaml")))
+        raise FileNotFoundError(f"no scene file {path}; scenes here: {known}; or give a path ending in .yaml")
+    try:
+        return _parse(Scene, yaml.safe_load(path.read_text(encoding="utf-8")), "")
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"scene file {path}: {error}") from error
+
+
+def _parse(kind, value, where: str):
+    """``value`` as the annotated type ``kind``; ``where`` is its dotted key, for messages."""
+    here = f"{where}: " if where else ""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        required = {field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING}
+        if not isinstance(value, dict):
+            raise ValueError(f"{here}is {value!r}; wanted a mapping with the keys {', '.join(hints)}")
+        if unknown := [str(key) for key in value if key not in hints]:
+            raise ValueError(f"{here}unknown key {', '.join(unknown)}; known keys: {', '.join(hints)}")
+        if missing := sorted(required - set(value)):
+            raise ValueError(f"{here}key {', '.join(missing)} is missing")
+        return kind(**{key: _parse(hints[key], item, f"{where}.{key}".lstrip(".")) for key, item in value.items()})
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"{here}is {value!r}; wanted a mapping from names")
+        return {str(key): _parse(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if origin is tuple:
+        length = None if arguments[-1] is Ellipsis else len(arguments)
+        if not isinstance(value, list) or (length is not None and len(value) != length):
+            raise ValueError(f"{here}is {value!r}; wanted a list" + (f" of {length} numbers" if length else ""))
+        return tuple(_parse(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else _parse(arguments[0], value, where)
+    if kind is float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not np.isfinite(value):
+            raise ValueError(f"{here}is {value!r}; wanted a finite number")
+        return float(value)
+    if not isinstance(value, kind):
+        raise ValueError(f"{here}is {value!r}; wanted {'text' if kind is str else kind.__name__}")
+    return value
