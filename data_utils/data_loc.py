@@ -1,0 +1,115 @@
+"""Where datasets are on this machine: dataset name -> episode files, from a YAML file of per-host blocks.
+
+Nothing is read when this module is imported.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import socket
+from pathlib import Path
+
+import yaml
+
+from data_utils.errors import DataError
+
+LOCATION_VARIABLE = "APT_DATA_LOC"
+HOST_VARIABLE = "APT_DATA_LOC_HOST"
+EPISODE_SUFFIXES = (".h5", ".hdf5")
+DEFAULT_BLOCK = "default"
+
+
+def get_ipv4_address() -> str:
+    """This machine's IPv4 address, or what ``APT_DATA_LOC_HOST`` says; 127.0.0.1 on a machine without a network."""
+    if os.environ.get(HOST_VARIABLE):
+        return os.environ[HOST_VARIABLE]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("10.255.255.255", 1))  # chooses the outgoing interface; a datagram socket sends nothing
+        except OSError:
+            return "127.0.0.1"
+        return probe.getsockname()[0]
+
+
+def location_file() -> Path:
+    """The YAML file that counts: ``APT_DATA_LOC``, else ``data_loc.local.yaml``, else ``data_loc.yaml``.
+
+    Raises:
+        DataError: ``APT_DATA_LOC`` names a file that is not there.
+    """
+    named = os.environ.get(LOCATION_VARIABLE)
+    if named:
+        path = Path(named).expanduser()
+        if not path.is_file():
+            raise DataError(f"{LOCATION_VARIABLE} names {path}, which is not a file; correct it or unset it")
+        return path
+    here = Path(__file__).parent
+    local = here / "data_loc.local.yaml"
+    return local if local.is_file() else here / "data_loc.yaml"
+
+
+def locate(name: str) -> list[str]:
+    """Sorted episode files of the dataset called ``name``.
+
+    Raises:
+        DataError: the file has no entry for the name, or the entry matches no episodes; says which file was read and
+            what to add.
+    """
+    source = location_file()
+    blocks = _read_blocks(source)
+    host = get_ipv4_address() if set(blocks) - {DEFAULT_BLOCK} else DEFAULT_BLOCK
+    for block in _blocks_for(host, blocks):
+        if name in blocks[block]:
+            return _episode_files(name, blocks[block][name], source)
+    raise DataError(
+        f"dataset {name} has no location: {source} has no entry for it (host {host}); add under "
+        f"'{DEFAULT_BLOCK}:' a line '{name}: /folder/of/episodes', or point {LOCATION_VARIABLE} at a file that has one"
+    )
+
+
+def _read_blocks(source: Path) -> dict[str, dict]:
+    try:
+        blocks = yaml.safe_load(source.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{source} is not valid YAML ({' '.join(str(error).split())}); correct it") from error
+    blocks = {} if blocks is None else blocks
+    if not isinstance(blocks, dict):
+        raise DataError(f"{source} holds a {type(blocks).__name__}; wanted host blocks, such as '{DEFAULT_BLOCK}:'")
+    for host, block in blocks.items():
+        if block is not None and not isinstance(block, dict):
+            raise DataError(f"{source}: block {host!r} is not a mapping from dataset names to paths")
+    return {str(host): block or {} for host, block in blocks.items()}
+
+
+def _blocks_for(host: str, blocks: dict[str, dict]) -> list[str]:
+    """Block names that apply to ``host``, the closest first: exact, longest prefix, default."""
+    matching = [block for block in blocks if block != DEFAULT_BLOCK and host.startswith(block)]
+    # "10.0.0.1" must not claim 10.0.0.12: a prefix ends at a dot, or is the whole address.
+    matching = [block for block in matching if block == host or block.endswith(".") or host[len(block)] == "."]
+    return sorted(matching, key=len, reverse=True) + ([DEFAULT_BLOCK] if DEFAULT_BLOCK in blocks else [])
+
+
+def _episode_files(name: str, entry, source: Path) -> list[str]:
+    entries = entry if isinstance(entry, list) else [entry]
+    if not entries or not all(isinstance(item, str) and item for item in entries):
+        raise DataError(f"{source}: entry {name} is {entry!r}; wanted a folder, file or glob, or a list of these")
+    files: set[str] = set()
+    for item in entries:
+        path = source.parent / os.path.expandvars(os.path.expanduser(item))
+        found = _expand(path)
+        if not found:
+            raise DataError(
+                f"dataset {name}: {path} (from {source}) matches no episode files "
+                f"(*{', *'.join(EPISODE_SUFFIXES)}); correct the entry or put the data there"
+            )
+        files.update(found)
+    return sorted(files)
+
+
+def _expand(path: Path) -> list[str]:
+    if path.is_dir():
+        return [str(item) for item in path.rglob("*") if item.suffix in EPISODE_SUFFIXES and item.name[0] != "."]
+    if path.is_file():
+        return [str(path)]
+    return [item for item in glob.glob(str(path), recursive=True) if item.endswith(EPISODE_SUFFIXES)]

@@ -1,0 +1,221 @@
+"""Map-style datasets over episode files: item i is one frame drawn from episode i."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+import torch.utils.data
+
+from data_utils.config import DataConfig
+from data_utils.data_loc import locate
+from data_utils.errors import DataError
+from data_utils.h5io import Episode
+from data_utils.letterbox import norm_xy
+from data_utils.observation import CameraFrame, StateTrack, make_sample, observed_times, sample_step
+from data_utils.resample import nearest_index
+from data_utils.types import Sample
+
+MAX_OPEN_EPISODES = 64  # per dataset and worker: seven datasets stay well below the usual limit of 1024 open files
+SCENE_PREFIX = re.compile(r"^\w*_SCENE\d+[_ ]+")
+
+
+class H5DatasetMapBase(torch.utils.data.Dataset):
+    """Episodes of one kind; subclasses set ``name`` and ``config``.
+
+    Args:
+        paths: episode files; None: where ``data_loc`` says this class's data is.
+        config: replaces the class's own.
+        train: draw camera order, reference camera and augmentation; else both are fixed and nothing is augmented.
+        train_stage: 0 (VA prior) reads the first half of the sorted episodes where the class asks for it, 1 (VLA) all.
+        seed: of ``__getitem__``'s generator.
+    Raises:
+        DataError: no episodes, or one whose header is wrong (every header is read once, here).
+    """
+
+    name: str = ""
+    config: DataConfig
+    half_in_stage0: bool = False
+    """Whether the VA prior is trained on the first half of the episodes only."""
+
+    def __init__(
+        self,
+        paths: Sequence[str | os.PathLike] | None = None,
+        config: DataConfig | None = None,
+        train: bool = True,
+        train_stage: int = 1,
+        seed: int = 0,
+    ) -> None:
+        self.name = type(self).name or type(self).__name__
+        self.config = config if config is not None else type(self).config
+        self.train = train
+        self.seed = seed
+        if train_stage not in (0, 1):
+            raise ValueError(f"train_stage is {train_stage}; wanted 0 (VA prior) or 1 (VLA)")
+        files = sorted(os.fspath(path) for path in (locate(self.name) if paths is None else paths))
+        if not files:
+            raise DataError(f"dataset {self.name} was given no episode files; name at least one")
+        if train_stage == 0 and self.half_in_stage0:
+            files = files[: (len(files) + 1) // 2]
+        self.paths = files
+        for path in files:
+            self._open(path).close()
+        self._reset_worker_state()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def sample(self, index: int, rng: np.random.Generator, frame: int | None = None) -> Sample:
+        """One sample of episode ``index`` (uint8 images, no coordinate maps).
+
+        Args:
+            index: episode, 0 to len - 1.
+            rng: draws the frame and, in training, everything else that is drawn.
+            frame: the current frame; None: drawn uniformly.
+        Raises:
+            DataError: the file is damaged; names file, key and frame.
+            IndexError: no such episode or frame.
+        """
+        episode = self._episode(index)
+        config = self.config
+        if frame is None:
+            frame = int(rng.integers(len(episode)))
+        elif not 0 <= frame < len(episode):
+            raise IndexError(f"{episode.path} has frames 0 to {len(episode) - 1}, not {frame}")
+        draw = rng if self.train else None
+
+        times = episode.times(config.record_dt)
+        now = float(times[frame])
+        step = sample_step(config, times)
+        arms = self._arms(episode)
+        states = StateTrack(times, episode.world_from_ee[:, arms], episode.gripper[:, arms])
+        targets = states
+        if episode.has_desired:
+            targets = StateTrack(times, episode.world_from_ee_desired[:, arms], episode.gripper_desired[:, arms])
+        observed = [frame]
+        if config.num_obs > 1:
+            observed = [*nearest_index(times, observed_times(config, now, step)[:-1]).tolist(), frame]
+        return make_sample(
+            config,
+            [{camera: _camera_frame(episode, camera, i) for camera in config.cameras} for i in observed],
+            states,
+            now,
+            self._prompt(episode, frame, draw),
+            step=step,
+            targets=targets,
+            commanded=episode.has_desired,
+            rng=draw,
+            source=f"{episode.path} frame {frame}",
+        )
+
+    def __getitem__(self, index: int) -> dict:
+        """The sample as a dictionary of numpy arrays and a text; see :func:`sample_to_dict`.
+
+        The frame is drawn by a generator of this worker process, seeded by the dataset's seed, the rank and the worker.
+        """
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"dataset {self.name} has {len(self)} episodes, not {index}")
+        return sample_to_dict(self.sample(index % len(self), self._generator()))
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_owner": None, "_open_episodes": None, "_rng": None}
+
+    # -- per process --------------------------------------------------------------------------------------------
+
+    def _reset_worker_state(self) -> None:
+        self._owner = os.getpid()
+        self._open_episodes: OrderedDict[int, Episode] = OrderedDict()
+        self._rng: np.random.Generator | None = None
+
+    def _generator(self) -> np.random.Generator:
+        self._claim()
+        if self._rng is None:
+            worker = torch.utils.data.get_worker_info()
+            # A worker's torch seed differs by worker and by epoch; torchrun tells the rank.
+            self._rng = np.random.default_rng(
+                (self.seed, int(os.environ.get("RANK", "0")), 0 if worker is None else worker.seed)
+            )
+        return self._rng
+
+    def _claim(self) -> None:
+        """HDF5 handles and generators must not be shared with the process this one was forked from."""
+        if self._owner != os.getpid():
+            self._reset_worker_state()
+
+    def _open(self, path: str) -> Episode:
+        return Episode(path, self.config.cameras)
+
+    def _episode(self, index: int) -> Episode:
+        self._claim()
+        if index in self._open_episodes:
+            self._open_episodes.move_to_end(index)
+            return self._open_episodes[index]
+        episode = self._open(self.paths[index])
+        self._open_episodes[index] = episode
+        if len(self._open_episodes) > MAX_OPEN_EPISODES:
+            self._open_episodes.popitem(last=False)[1].close()
+        return episode
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def _arms(self, episode: Episode) -> list[int]:
+        arms = episode.ee_indices if episode.ee_indices is not None else self.config.ee_indices
+        if len(arms) > self.config.num_arms:
+            raise DataError(
+                f"{episode.path}: attribute ee_indices names {len(arms)} end-effectors; "
+                f"dataset {self.name} has {self.config.num_arms} arms"
+            )
+        if max(arms) >= episode.num_ee:
+            raise DataError(
+                f"{episode.path}: ee_pose has {episode.num_ee} end-effectors; dataset {self.name} wants {arms}"
+            )
+        return list(arms)
+
+    def _prompt(self, episode: Episode, frame: int, rng: np.random.Generator | None) -> str:
+        text = episode.prompt(rng, frame)
+        return SCENE_PREFIX.sub("", text) if self.config.strip_scene_prefix else text
+
+
+def sample_to_dict(sample: Sample) -> dict:
+    """The public form of a sample: numpy arrays and a text.
+
+    ``obs_rgbs`` (To, Ncam, 3, H, W) float32 in [0, 1], ``obs_masks`` (To, Ncam, H, W) bool, ``obs_norm_xys``
+    (To, Ncam, 2, H, W) float32, ``obs_extrinsics`` (To, Ncam, 4, 4) world_from_cam, ``K`` (Ncam, 3, 3),
+    ``prompt_text``, ``current_ee_pose`` (Nee, 4, 4), ``action_ref_pose`` (Nee, 4, 4), ``history_ee_states``
+    (Th, Nee, 17), ``gt_future_ee_states`` (Ta, Nee, 17), ``timestamps`` (), ``valid_ee_mask`` (Nee,),
+    ``gripper_mask`` (Nee,).
+
+    Raises:
+        ValueError: the sample has no future (it was made for serving).
+    """
+    if sample.future is None:
+        raise ValueError("a sample made for serving has no future states and cannot become a training item")
+    hw = sample.rgb.shape[-2:]
+    coordinates = norm_xy(sample.K, hw)  # (Ncam, 2, H, W)
+    return {
+        "obs_rgbs": sample.rgb.astype(np.float32) / 255.0,
+        "obs_masks": sample.mask,
+        "obs_norm_xys": np.repeat(coordinates[None], len(sample.rgb), axis=0),
+        "obs_extrinsics": sample.world_from_cam,
+        "K": sample.K,
+        "prompt_text": sample.prompt,
+        "current_ee_pose": sample.world_from_ee,
+        "action_ref_pose": sample.world_from_ref,
+        "history_ee_states": sample.history,
+        "gt_future_ee_states": sample.future,
+        "timestamps": np.float64(sample.timestamp),
+        "valid_ee_mask": sample.valid_ee,
+        "gripper_mask": sample.gripper_mask,
+    }
+
+
+def _camera_frame(episode: Episode, camera: str, index: int) -> CameraFrame:
+    return CameraFrame(
+        rgb=episode.rgb(camera, index),
+        K=episode.K(camera, index),
+        world_from_cam=episode.world_from_cam(camera, index),
+        mask=episode.mask(camera, index),
+    )

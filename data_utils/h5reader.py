@@ -1,0 +1,373 @@
+"""Read an episode file (HDF5, one per episode) with checks that name the file, the key and the frame.
+
+Keys (``T`` frames, ``Nee`` end-effectors): ``ee_pose``, ``gripper``, ``timestamp``, optional ``*_desired``, and per
+camera ``<camera>/rgb``, ``pose``, ``K`` and optional ``mask``; ``prompt_text*`` attributes hold paraphrases.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import h5py
+import numpy as np
+
+from data_utils.errors import DataError
+
+SCHEMA_VERSION = 1
+# A JPEG's own channel order. "rgb": an ordinary JPEG, right colours in any viewer. "bgr": RGB arrays went through
+# OpenCV's encoder unswapped, so red and blue are exchanged inside the file; files without the attribute are such.
+JPEG_CHANNELS_ATTR = "jpeg_channels"
+ROTATION_TOLERANCE = 1e-3
+
+
+class Episode:
+    """Read one episode file; the constructor checks the header only, arrays are checked when first read.
+
+    Args:
+        path: the HDF5 file.
+        cameras: cameras that must be there; None: every group that has an ``rgb`` dataset.
+    Raises:
+        DataError: anything that is missing, has the wrong shape or type, or cannot be read; names file and key.
+    """
+
+    def __init__(self, path: str | os.PathLike, cameras: Sequence[str] | None = None) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise DataError(f"{self.path}: no such episode file; check the dataset's location")
+        try:
+            # Locking is off: many workers read the same file, and network file systems often refuse locks.
+            self._file = h5py.File(self.path, "r", locking=False)
+        except OSError as error:
+            raise DataError(f"{self.path}: not a readable HDF5 file ({_one_line(error)}); record it again") from error
+        try:
+            self._check_header(cameras)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> "Episode":
+        return self
+
+    def __exit__(self, *exc) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return self.num_frames
+
+    # -- header -------------------------------------------------------------------------------------------------
+
+    def _check_header(self, cameras: Sequence[str] | None) -> None:
+        self._arrays: dict[str, np.ndarray] = {}
+        self._datasets: dict[str, h5py.Dataset] = {}
+        self._sources: dict[str, str] = {}  # camera -> "jpeg", "raw" or "video"
+        with self._reading("attributes"):
+            self._attrs = dict(self._file.attrs)
+        self._check_prompts()
+
+        poses = self._dataset("ee_pose", "f")
+        if poses.ndim not in (3, 4) or poses.shape[-2:] != (4, 4):
+            raise self._fault("ee_pose", f"has shape {poses.shape}; wanted (T, Nee, 4, 4) or (T, 4, 4)")
+        self.num_frames = poses.shape[0]
+        self.num_ee = poses.shape[1] if poses.ndim == 4 else 1
+        if self.num_frames < 2:
+            raise self._fault("ee_pose", f"has {self.num_frames} frame(s); an episode needs at least 2")
+        if self.num_ee < 1:
+            raise self._fault("ee_pose", "has no end-effector; wanted (T, Nee, 4, 4) with Nee >= 1")
+        self._check_gripper("gripper")
+        self._dataset("timestamp", "fiu", (self.num_frames,))
+
+        self.has_desired = "ee_pose_desired" in self._file
+        if self.has_desired != ("gripper_desired" in self._file):
+            raise self._fault("ee_pose_desired", "and gripper_desired must both be there or both be absent")
+        if self.has_desired:
+            self._dataset("ee_pose_desired", "f", poses.shape)
+            self._check_gripper("gripper_desired")
+        self._check_subtasks()
+
+        if cameras is None:
+            cameras = [name for name, item in self._file.items() if isinstance(item, h5py.Group) and "rgb" in item]
+        self.cameras = tuple(cameras)
+        for camera in self.cameras:
+            self._check_camera(camera)
+
+    def _check_gripper(self, key: str) -> None:
+        gripper = self._dataset(key, "fiu")
+        allowed = [(self.num_frames, self.num_ee)] + ([(self.num_frames,)] if self.num_ee == 1 else [])
+        if gripper.shape not in allowed:
+            raise self._fault(key, f"has shape {gripper.shape}; wanted {allowed[0]} to agree with ee_pose")
+
+    def _check_prompts(self) -> None:
+        self.prompts: list[str] = []
+        for name in sorted(name for name in self._attrs if "prompt_text" in name):
+            for value in np.atleast_1d(self._attrs[name]).tolist():
+                text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+                if not isinstance(text, str) or not text.strip():
+                    raise self._fault(f"attribute {name}", "is not a text; store the task as a non-empty string")
+                self.prompts.append(text.strip())
+        if not self.prompts:
+            raise self._fault("attribute prompt_text", "is missing; store the task's instruction as a string")
+
+    def _check_subtasks(self) -> None:
+        self._subtasks: list[tuple[int, str]] = []
+        if "subtask_description" not in self._file:
+            return
+        texts = self._dataset("subtask_description")
+        if h5py.check_string_dtype(texts.dtype) is None:
+            raise self._fault("subtask_description", f"holds {texts.dtype}; wanted strings")
+        starts = self._dataset("subtask_start_index", "iu", texts.shape)
+        with self._reading("subtask_description"):
+            self._subtasks = sorted(zip(starts[:].tolist(), texts.asstr()[:].tolist(), strict=True))
+
+    def _check_camera(self, camera: str) -> None:
+        if not isinstance(self._file.get(camera), h5py.Group):
+            groups = [name for name, item in self._file.items() if isinstance(item, h5py.Group)]
+            raise self._fault(camera, f"camera is missing; the file has {', '.join(groups) or 'no cameras'}")
+        T = self.num_frames
+        rgb = self._dataset(f"{camera}/rgb")
+        if rgb.ndim == 0 or rgb.shape[0] != T:
+            raise self._fault(rgb.name, f"has shape {rgb.shape}; wanted {T} frames to agree with ee_pose")
+        if h5py.check_string_dtype(rgb.dtype) is not None:
+            self._sources[camera] = "video"
+        elif h5py.check_vlen_dtype(rgb.dtype) == np.uint8 and rgb.ndim == 1:
+            self._sources[camera] = "jpeg"
+        elif rgb.dtype == np.uint8 and rgb.ndim == 4 and rgb.shape[1] == 3:
+            self._sources[camera] = "raw"
+        else:
+            raise self._fault(
+                rgb.name,
+                f"has type {rgb.dtype} and shape {rgb.shape}; wanted (T,) JPEGs, (T, 3, H, W) uint8 or video paths",
+            )
+        pose = self._dataset(f"{camera}/pose", "f")
+        if pose.shape not in ((T, 4, 4), (4, 4)):
+            raise self._fault(pose.name, f"has shape {pose.shape}; wanted ({T}, 4, 4) or (4, 4)")
+        intrinsics = self._dataset(f"{camera}/K", "f")
+        if intrinsics.shape not in ((T, 3, 3), (3, 3)):
+            raise self._fault(intrinsics.name, f"has shape {intrinsics.shape}; wanted (3, 3) or ({T}, 3, 3)")
+        if "mask" in self._file[camera]:
+            mask = self._dataset(f"{camera}/mask", "bu")
+            if mask.ndim != 3 or mask.shape[0] != T:
+                raise self._fault(mask.name, f"has shape {mask.shape}; wanted ({T}, H, W)")
+
+    def _dataset(self, key: str, kinds: str | None = None, shape: tuple | None = None) -> h5py.Dataset:
+        with self._reading(key):
+            dataset = self._file.get(key)
+        if not isinstance(dataset, h5py.Dataset):
+            raise self._fault(key, "is missing; every episode file needs it")
+        with self._reading(key):
+            dtype, found = dataset.dtype, dataset.shape
+        if kinds is not None and dtype.kind not in kinds:
+            raise self._fault(key, f"has type {dtype}; wanted {'floats' if kinds == 'f' else 'numbers'}")
+        if shape is not None and found != shape:
+            raise self._fault(key, f"has shape {found}; wanted {shape} to agree with ee_pose")
+        self._datasets[key] = dataset
+        return dataset
+
+    # -- small arrays, checked and kept -----------------------------------------------------------------------------
+
+    @property
+    def timestamps(self) -> np.ndarray:
+        """(T,) float64 seconds, finite and not decreasing."""
+        if "timestamp" not in self._arrays:
+            with self._reading("timestamp"):
+                times = self._datasets["timestamp"][:].astype(np.float64)
+            bad = ~np.isfinite(times)
+            bad[1:] |= np.diff(times) < 0
+            if bad.any():
+                frame = int(np.argmax(bad))
+                raise self._fault("timestamp", f"at frame {frame} is {times[frame]}; times must be finite and increase")
+            if not times[-1] > times[0]:
+                raise self._fault("timestamp", f"is {times[0]} at every frame; times must increase")
+            self._arrays["timestamp"] = times
+        return self._arrays["timestamp"]
+
+    def times(self, record_dt: float | None = None) -> np.ndarray:
+        """(T,) float64: ``t * record_dt`` where that is given, else the stored timestamps."""
+        if record_dt is not None:
+            return np.arange(self.num_frames) * record_dt
+        return self.timestamps
+
+    @property
+    def world_from_ee(self) -> np.ndarray:
+        """(T, Nee, 4, 4) float64."""
+        return self._poses("ee_pose").reshape(self.num_frames, self.num_ee, 4, 4)
+
+    @property
+    def gripper(self) -> np.ndarray:
+        """(T, Nee) float64 openness, 0 closed to 1 open."""
+        return self._grippers("gripper")
+
+    @property
+    def world_from_ee_desired(self) -> np.ndarray | None:
+        """(T, Nee, 4, 4) float64 commanded poses, None where the file has none."""
+        if not self.has_desired:
+            return None
+        return self._poses("ee_pose_desired").reshape(self.num_frames, self.num_ee, 4, 4)
+
+    @property
+    def gripper_desired(self) -> np.ndarray | None:
+        """(T, Nee) float64 commanded openness, None where the file has none."""
+        return self._grippers("gripper_desired") if self.has_desired else None
+
+    @property
+    def ee_indices(self) -> tuple[int, ...] | None:
+        """The file's own choice of end-effectors, None where it makes none."""
+        if "ee_indices" not in self._attrs:
+            return None
+        indices = np.atleast_1d(self._attrs["ee_indices"])
+        if (
+            indices.dtype.kind not in "iu"
+            or indices.size == 0
+            or not (0 <= indices.min() <= indices.max() < self.num_ee)
+        ):
+            raise self._fault("attribute ee_indices", f"is {indices.tolist()}; wanted indices below {self.num_ee}")
+        return tuple(indices.tolist())
+
+    def prompt(self, rng: np.random.Generator | None = None, frame: int | None = None) -> str:
+        """One of the paraphrases (the first without ``rng``), and the sub-task active at ``frame`` after it."""
+        text = self.prompts[0] if rng is None else self.prompts[int(rng.integers(len(self.prompts)))]
+        if frame is not None:
+            active = [description for start, description in self._subtasks if start <= frame]
+            if active:
+                text = f"{text} {active[-1]}"
+        return text
+
+    def world_from_cam(self, camera: str, index: int) -> np.ndarray:
+        """(4, 4) float64, OpenCV axes."""
+        poses = self._poses(f"{camera}/pose")
+        return poses[index] if poses.ndim == 3 else poses
+
+    def K(self, camera: str, index: int) -> np.ndarray:
+        """(3, 3) float64 pinhole intrinsics at the stored resolution."""
+        key = f"{camera}/K"
+        if key not in self._arrays:
+            with self._reading(key):
+                intrinsics = self._datasets[key][()].astype(np.float64)
+            focal = intrinsics.reshape(-1, 9)[:, [0, 4]]
+            bad = ~np.isfinite(intrinsics.reshape(-1, 9)).all(-1) | (focal <= 0).any(-1)
+            if bad.any():
+                raise self._fault(key, f"at frame {int(np.argmax(bad))} is not finite with positive focal lengths")
+            self._arrays[key] = intrinsics
+        intrinsics = self._arrays[key]
+        return intrinsics[index] if intrinsics.ndim == 3 else intrinsics
+
+    def mask(self, camera: str, index: int) -> np.ndarray | None:
+        """(H, W) bool valid pixels, None where the file has no mask for this camera."""
+        key = f"{camera}/mask"
+        if key not in self._datasets:
+            return None
+        with self._reading(key, index):
+            return self._datasets[key][index].astype(bool)
+
+    # -- images -----------------------------------------------------------------------------------------------------
+
+    def rgb(self, camera: str, index: int) -> np.ndarray:
+        """(H, W, 3) uint8 RGB, C-contiguous."""
+        key = f"{camera}/rgb"
+        if camera not in self._sources:
+            raise self._fault(camera, f"is not one of this episode's cameras {', '.join(self.cameras)}")
+        if not 0 <= index < self.num_frames:
+            raise self._fault(key, f"has no frame {index}; the episode has {self.num_frames}")
+        source = self._sources[camera]
+        if source == "video":
+            raise self._fault(key, "is stored as video, which this reader does not decode; convert it to JPEG frames")
+        with self._reading(key, index):
+            data = self._datasets[key][index]
+        if source == "raw":
+            image = np.ascontiguousarray(data.transpose(1, 2, 0))
+            return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if self._is_bgr else image
+        return self._decode_jpeg(data, key, index)
+
+    def _decode_jpeg(self, data: np.ndarray, key: str, index: int) -> np.ndarray:
+        # libjpeg fills in what a cut file lacks with grey, so the end marker is checked here.
+        if (
+            data.size < 4
+            or data[0] != 0xFF
+            or data[1] != 0xD8
+            or not data[-64:].tobytes().rstrip(b"\0").endswith(b"\xff\xd9")
+        ):
+            raise self._fault(
+                key, f"at frame {index} is not a whole JPEG ({data.size} bytes); record the episode again"
+            )
+        try:
+            image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        except cv2.error as error:
+            raise self._fault(key, f"at frame {index} is not a decodable JPEG ({_one_line(error)})") from error
+        if image is None:
+            raise self._fault(key, f"at frame {index} is not a decodable JPEG; record the episode again")
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if self._swap_jpeg else image
+
+    @property
+    def _is_bgr(self) -> bool:
+        return bool(self._attrs.get("is_bgr", False))
+
+    @property
+    def _swap_jpeg(self) -> bool:
+        """Whether OpenCV's decoded array must have its channels exchanged to be RGB."""
+        channels = self._attrs.get(JPEG_CHANNELS_ATTR)
+        if channels is None:
+            return self._is_bgr
+        if channels not in ("rgb", "bgr"):
+            raise self._fault(f"attribute {JPEG_CHANNELS_ATTR}", f"is {channels!r}; wanted 'rgb' or 'bgr'")
+        return channels == "rgb"
+
+    # -- helpers ----------------------------------------------------------------------------------------------------
+
+    def _poses(self, key: str) -> np.ndarray:
+        if key not in self._arrays:
+            with self._reading(key):
+                poses = self._datasets[key][()].astype(np.float64)
+            fault = pose_fault(poses.reshape(-1, 4, 4))
+            if fault is not None:
+                frame = fault[0] // (self.num_ee if key.startswith("ee_pose") else 1)
+                raise self._fault(key, f"at frame {frame} {fault[1]}")
+            self._arrays[key] = poses
+        return self._arrays[key]
+
+    def _grippers(self, key: str) -> np.ndarray:
+        if key not in self._arrays:
+            with self._reading(key):
+                gripper = self._datasets[key][()].astype(np.float64).reshape(self.num_frames, self.num_ee)
+            if not np.isfinite(gripper).all():
+                frame = int(np.argmin(np.isfinite(gripper).all(-1)))
+                raise self._fault(key, f"at frame {frame} is not finite; wanted openness in [0, 1]")
+            self._arrays[key] = gripper
+        return self._arrays[key]
+
+    def _fault(self, key: str, what: str) -> DataError:
+        return DataError(f"{self.path}: {key.lstrip('/')} {what}")
+
+    @contextlib.contextmanager
+    def _reading(self, key: str, frame: int | None = None):
+        """HDF5 reports damage with many exception types; all become one that names the place."""
+        try:
+            yield
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError, OverflowError) as error:
+            where = "" if frame is None else f" at frame {frame}"
+            raise self._fault(key, f"cannot be read{where} ({_one_line(error)}); the file is damaged") from error
+
+
+def pose_fault(poses: np.ndarray) -> tuple[int, str] | None:
+    """Index and description of the first of (N, 4, 4) that is not a rigid transform, or None."""
+    finite = np.isfinite(poses).all((-2, -1))
+    if not finite.all():
+        return int(np.argmin(finite)), "is not finite"
+    rotation = poses[:, :3, :3]
+    # Row products and the triple product, written out: np.linalg costs more than the rest of the check.
+    error = np.abs(rotation @ rotation.transpose(0, 2, 1) - np.eye(3)).max((-2, -1))
+    triple = (np.cross(rotation[:, 0], rotation[:, 1]) * rotation[:, 2]).sum(-1)
+    good = (error <= ROTATION_TOLERANCE) & (triple > 0)
+    good &= (np.abs(poses[:, 3] - (0.0, 0.0, 0.0, 1.0)) <= ROTATION_TOLERANCE).all(-1)
+    if not good.all():
+        return int(np.argmin(good)), "is not a rigid transform (its rotation part is not a rotation)"
+    return None
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
