@@ -16,6 +16,7 @@ from examples.pickplace.env import PickPlaceEnv, gripper_down
 HAND_HALF_EXTENT = np.array([0.105, 0.035])  # m, the Panda's hand along and across the closing direction
 HAND_ABOVE_GRIP = 0.03  # m, from the grip site up to the hand
 CLEARANCE = 0.015  # m, kept between what moves and what stands
+MAX_WRIST_TURN = 0.8  # rad from the neutral closing direction, world y; large turns are slow and swing the elbow
 CLOSE_STEPS = 6  # the fingers need 4-5 steps from open to a firm hold
 OPEN_STEPS = 3
 FUNNEL_SLOPE = 3.0  # height kept over the goal per metre of sideways error
@@ -84,11 +85,11 @@ class ScriptedExpert:
         yaw = np.arctan2(world_from_object[1, 0], world_from_object[0, 0]) + grasp.closing_yaw
         neutral = np.pi / 2
         if grasp.symmetry > 0:
-            turns = np.round((neutral - yaw) / grasp.symmetry) + np.arange(-2, 3)
-            candidates = yaw + turns * grasp.symmetry
+            nearest = yaw + np.round((neutral - yaw) / grasp.symmetry) * grasp.symmetry
+            candidates = nearest + np.array([-1, 0, 1]) * grasp.symmetry
+            candidates = candidates[(np.abs(candidates - neutral) < MAX_WRIST_TURN) | (candidates == nearest)]
         else:
-            candidates = neutral + np.linspace(-np.pi / 2, np.pi / 2, 19)
-        candidates = candidates[np.abs(candidates - neutral) < 1.75]  # the wrist joint's reach
+            candidates = neutral + np.linspace(-MAX_WRIST_TURN, MAX_WRIST_TURN, 15)
         tall = [points[:, :2] for points in others.values() if points[:, 2].max() > self._grasp[2] + HAND_ABOVE_GRIP]
 
         def cost(candidate: float) -> float:

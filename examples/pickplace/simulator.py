@@ -178,6 +178,9 @@ class CameraRenderer:
         self._options.geomgroup[:] = 0
         self._options.geomgroup[1] = 1  # robosuite's visual geometry
         self._options.sitegroup[:] = 0
+        for geom in range(self._model.ngeom):  # the robot's pedestal: most triangles of all, and nothing to see
+            if self._model.body(self._model.geom_bodyid[geom]).name.startswith("mount0_"):
+                self._model.geom_group[geom] = _HIDDEN_GROUP
         signs = np.stack(np.meshgrid([-1, 1], [-1, 1], [-1, 1]), axis=-1).reshape(8, 3)
         centre, half = self._model.geom_aabb[:, None, :3], self._model.geom_aabb[:, None, 3:]
         self._corners = centre + signs * half  # (G, 8, 3) of each geom's box, in its own frame
