@@ -36,6 +36,7 @@ _REVERSE_RULES = [
     (r"blocks\.(\d+)\.mlp\.", r"dp_head.traj_context_attn.layers.\1.ffn."),
 ]
 _RELEASED_GATE = "dp_head.traj_context_attn.gate"  # one (N, h) tensor there, N parameters here
+_RELEASED_BLOCKS = "dp_head.traj_context_attn.layers."
 _RELEASED_VLM_PREFIX = "vlm._qwen."
 
 
@@ -75,3 +76,27 @@ def vlm_from_released(released: dict[str, torch.Tensor]) -> dict[str, torch.Tens
 def vlm_to_released(ours: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Inverse of :func:`vlm_from_released`."""
     return {_RELEASED_VLM_PREFIX + name: tensor for name, tensor in ours.items()}
+
+
+def checkpoint_blocks(weights: dict[str, torch.Tensor]) -> int:
+    """Number of transformer blocks in a file's ``weights``."""
+    return len({name.removeprefix(_RELEASED_BLOCKS).split(".")[0] for name in weights if name.startswith(_RELEASED_BLOCKS)})
+
+
+def checkpoint_stage(weights: dict[str, torch.Tensor]) -> int | None:
+    """0 for half as many blocks as gates, 1 for as many; None when the tensors are not an APT expert's."""
+    if _RELEASED_GATE not in weights:
+        return None
+    depth, blocks = len(weights[_RELEASED_GATE]), checkpoint_blocks(weights)
+    return {depth // 2: 0, depth: 1}.get(blocks)
+
+
+def expand_va(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A VA prior's tensors under the names they take in the VLA: block i becomes 2i + 1."""
+    expanded = {}
+    for name, tensor in weights.items():
+        if name.startswith(_RELEASED_BLOCKS):
+            index, rest = name.removeprefix(_RELEASED_BLOCKS).split(".", 1)
+            name = f"{_RELEASED_BLOCKS}{2 * int(index) + 1}.{rest}"
+        expanded[name] = tensor
+    return expanded

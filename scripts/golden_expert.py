@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from apt.action_expert import ActionExpert, ExpertConfig, attention_masks
 from apt.experts.base import RobotState, TrainingDraws, VLMFeatures, recentre, recentring_transform
 from apt.state_dict_adapter import expert_from_released, expert_to_released
+from apt.vlm import vision_slots
 
 Report = Callable[[str, float, float], None]
 
@@ -25,20 +26,15 @@ def features_from_golden(inputs: dict[str, torch.Tensor]) -> VLMFeatures:
     Vision tokens belong to the valid cameras in order, Lv (``norm_xy_ds``'s third axis) tokens each.
     """
     camera_mask, is_vision = inputs["vl.camera_mask"], inputs["vl.is_vision_mask"]
-    tokens_per_camera = inputs["vl.norm_xy_ds"].shape[2]
-    rank = (is_vision.long().cumsum(1) - 1).clamp(min=0)  # (B, L), n-th vision slot of the sample
-    shown_first = torch.argsort(~camera_mask, dim=1, stable=True)  # (B, Ncam), valid cameras in order
-    slot = (rank // tokens_per_camera).clamp(max=camera_mask.shape[1] - 1)
-    camera = torch.gather(shown_first, 1, slot)
-    batch = torch.arange(len(camera))[:, None]
-    norm_xy = inputs["vl.norm_xy_ds"][batch, camera, rank % tokens_per_camera]
+    camera, token = vision_slots(is_vision, camera_mask, inputs["vl.norm_xy_ds"].shape[2])
+    norm_xy = inputs["vl.norm_xy_ds"][torch.arange(len(camera))[:, None], camera, token]
     hidden = {int(n.rsplit(".", 1)[1]): t for n, t in inputs.items() if n.startswith("vl.hidden_states.")}
     return VLMFeatures(
         inputs_embeds=inputs["vl.inputs_embeds"],
         hidden_states=hidden,
         modality=inputs["vl.modality_type"],
         position=inputs["vl.pos_id_1d"],
-        camera=torch.where(is_vision, camera, -1),
+        camera=camera,
         norm_xy=torch.where(is_vision.unsqueeze(-1), norm_xy, 0.0),
         world_from_cam=inputs["vl.extrinsics"],
         camera_mask=camera_mask,

@@ -1,0 +1,111 @@
+"""Checkpoint files: write them so that a kill cannot hurt, read them so that they cannot execute anything.
+
+Layout (released runs): ``weights``, ``vlm_weights``, ``current_iters``, ``last_ep``, ``best_score``, ``latest_score``, ``lr``, ``ema``;
+DDP adds ``optimizer``, ``scheduler``, ``scaler``. This project adds ``epoch_samples``: how far into the epoch the run was.
+The run's configuration lies beside them as ``YYYYmmddHHMM.json``; the newest by name counts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+LATEST = "ckpt_latest.pt"
+BEST = "ckpt_best.pt"
+_TEMPORARY = ".writing"
+_CONFIG_NAME = re.compile(r"\d{12}\.json")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint or its configuration that cannot be read; the message names the file and what to do."""
+
+
+def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, flush it to disk, then rename it over ``path``.
+
+    A kill at any moment leaves the old file or the new one. A failed write (disk full) leaves the old one and
+    removes the temporary.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete temporaries of writers that were killed."""
+    for leftover in folder.glob(f".*{_TEMPORARY}"):
+        leftover.unlink(missing_ok=True)
+
+
+def save_checkpoint(content: dict, path: Path) -> None:
+    """Write ``content`` atomically; it must hold tensors, numbers, strings and containers of them alone."""
+    atomic_write(path, lambda temporary: torch.save(content, temporary))
+
+
+def load_checkpoint(path: str | Path) -> dict:
+    """Read a checkpoint on the CPU, memory-mapped, without executing anything from it.
+
+    Raises:
+        CheckpointError: no such file, not a checkpoint, or one that holds more than data.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}; check the path, or train one first (scripts/train.sh)")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises many kinds here; all of them mean that the file is of no use
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(f"{path} is not a readable checkpoint ({reason}); use another file") from error
+    if not isinstance(content, dict) or not isinstance(content.get("weights"), dict):
+        raise CheckpointError(f"{path} is not an APT checkpoint: it has no 'weights'; use a ckpt_*.pt of a run")
+    return content
+
+
+def find_checkpoint(name_or_path: str, ckpt_dir: str | Path) -> Path:
+    """The ``.pt`` that a path, or a run's name under ``ckpt_dir``, stands for. Raises :class:`CheckpointError`."""
+    path = Path(name_or_path)
+    if not name_or_path.endswith(".pt"):
+        path = Path(ckpt_dir) / name_or_path / LATEST
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}; give a .pt file or the name of a run under {ckpt_dir}")
+    return path
+
+
+def write_config(folder: Path, values: dict) -> Path:
+    """Write a run's configuration under its start time, never over an older one."""
+    moment = time.time()
+    while (path := folder / time.strftime("%Y%m%d%H%M.json", time.localtime(moment))).exists():
+        moment += 60
+    atomic_write(path, lambda temporary: temporary.write_text(json.dumps(values, indent=2) + "\n"))
+    return path
+
+
+def read_config(folder: Path) -> dict:
+    """The newest configuration in ``folder``. Raises :class:`CheckpointError`."""
+    candidates = sorted(path for path in folder.glob("*.json") if _CONFIG_NAME.fullmatch(path.name))
+    if not candidates:
+        raise CheckpointError(f"no configuration (YYYYmmddHHMM.json) in {folder}; it belongs beside the checkpoint")
+    try:
+        values = json.loads(candidates[-1].read_text())
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{candidates[-1]} is not valid JSON ({error}); restore it or remove it") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{candidates[-1]} holds no configuration: wanted a JSON object")
+    return values

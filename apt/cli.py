@@ -1,0 +1,74 @@
+"""``TrainConfig`` from a command line: a preset, then flags over its fields."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import re
+import sys
+
+import tyro
+
+from apt.configs import CONFIGS, TrainConfig, get_config
+
+
+class CommandLineError(ValueError):
+    """A flag that does not exist or whose value does not fit."""
+
+
+def parse_train_config(argv: list[str]) -> TrainConfig:
+    """``--config NAME`` chooses the preset (default: debug), every other flag is a field of :class:`TrainConfig`.
+
+    Raises:
+        CommandLineError: an unknown flag or a value of the wrong type, in one line.
+        ConfigError: an unknown preset, or fields that contradict each other.
+    """
+    argv = list(argv)
+    name = "debug"
+    for index, argument in enumerate(argv):
+        if argument == "--config" or argument.startswith("--config="):
+            if "=" not in argument and index + 1 == len(argv):
+                raise CommandLineError("--config needs the name of a preset")
+            name = argument.split("=", 1)[1] if "=" in argument else argv[index + 1]
+            del argv[index : index + (1 if "=" in argument else 2)]
+            break
+    preset = get_config(name)
+    _check_flags(argv)
+    description = f"Train one stage. --config NAME chooses a preset: {', '.join(sorted(CONFIGS))}."
+    wants_help = any(argument in ("-h", "--help") for argument in argv)
+    said = io.StringIO()
+    try:
+        # tyro draws a box around its complaints; users get the sentence in it.
+        with contextlib.nullcontext() if wants_help else contextlib.redirect_stderr(said):
+            return tyro.cli(
+                TrainConfig,
+                default=preset,
+                args=argv,
+                prog="python -m apt.train --config NAME",
+                description=description,
+                config=(tyro.conf.FlagConversionOff,),
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            sys.exit(0)
+        raise CommandLineError(_sentence(said.getvalue())) from None
+
+
+def _check_flags(argv: list[str]) -> None:
+    known = {field.name for field in dataclasses.fields(TrainConfig)}
+    for argument in argv:
+        if argument.startswith("--") and argument != "--help":
+            flag = argument[2:].split("=", 1)[0].replace("-", "_")
+            if flag not in known:
+                close = difflib.get_close_matches(flag, known, n=1)
+                hint = f"; did you mean --{close[0]}?" if close else "; --help lists them"
+                raise CommandLineError(f"unknown flag {argument.split('=', 1)[0]}{hint}")
+
+
+def _sentence(box: str) -> str:
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    lines = [re.sub(r"[│╭╮╰╯─]+", " ", line).strip() for line in plain.splitlines()]
+    kept = [line for line in lines if line and not line.lower().startswith(("parsing error", "for full helptext"))]
+    return " ".join(kept) or "the command line does not parse; see --help"

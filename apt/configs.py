@@ -1,0 +1,260 @@
+"""What a training run is: ``TrainConfig``, the registry of presets ``CONFIGS``, and the command line over them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from apt.vla import VLAConfig
+from data_utils.config import DataConfig
+from data_utils.datasets import get_dataset_class
+
+LIBERO_SUITES = ("LiberoSpatial", "LiberoObject", "LiberoGoal", "Libero10")
+INTERN_A1 = ("InternA1Franka", "InternA1Lift2", "InternA1Genie1", "InternA1SplitAloha")
+
+
+class ConfigError(ValueError):
+    """A configuration that contradicts itself; the message names the field."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One stage of training. Every field is a command-line flag of the same name."""
+
+    # -- model
+    model: str = "base"
+    """Size of the action expert: tiny, small or base."""
+    arch: str = "apt"
+    """Architecture of the action expert."""
+    vlm: str = "Qwen/Qwen3-VL-2B-Instruct"
+    """Vision-language model: Hugging Face name, local folder, or "tiny" (built in, random weights)."""
+    vlm_layer_stride: int = 3
+    """Features are the VLM's streams after decoder layers 0, s, 2s, ...; their number must be even."""
+    vlm_finetune_mode: str = "frozen"
+    """frozen, lora or full; stage 0 is always frozen."""
+    vlm_lr: float | None = None
+    """Learning rate of the VLM's parameters; None: max_lr."""
+    vlm_wd: float = 1e-10
+    """Weight decay of the VLM's parameters."""
+    vlm_param_dtype: str = "fp32"
+    """Master weights of trained VLM parameters: fp32, or bf16 to save memory (norms and embeddings stay fp32)."""
+    use_gradient_checkpointing: bool = False
+    """Recompute the VLM's activations in the backward pass."""
+    action_step_embedding: bool = False
+    """Tell action tokens which step they are (extension; False is what released models do)."""
+    attention_backend: str = "sdpa"
+    """Attention of the expert: sdpa or xformers."""
+    random_vlm: bool = False
+    """Random VLM weights from its configuration alone, to measure speed at full size without a download."""
+
+    # -- data
+    dataset_classes: tuple[str, ...] = ("PickPlaceCan",)
+    """Names of the datasets (data_utils/datasets.py)."""
+    dataset_weights: tuple[float, ...] | None = None
+    """Share of each dataset whatever its size; None: every episode alike."""
+    sample_multiplex: int = 1
+    """Times that an epoch visits each episode, without dataset_weights."""
+    image_size: int | None = None
+    """Side of the square that frames are letterboxed to; None: as each dataset says."""
+    bs: int = 64
+    """Samples per process and step."""
+    workers: int = 8
+    """Loader processes per rank."""
+    persistent_workers: bool = True
+    pin_memory: bool = True
+    prefetch_factor: int = 4
+    dataloader_timeout: int = 300
+    """Seconds to wait for a batch before giving up."""
+    robot_pose_aug: bool = False
+    """Noise on proprioceptive inputs."""
+    camera_view_dropout: float = 0.0
+    """Probability with which a sample of two or more cameras loses one."""
+    augment: bool = True
+    """Image augmentation as each dataset says; False: none."""
+
+    # -- optimisation
+    fp16: bool = True
+    """bfloat16 autocast (the name is the released configurations')."""
+    use_compile: bool = False
+    """torch.compile the expert."""
+    grad_clip: float = 1.0
+    max_lr: float = 1e-4
+    wd: float = 1e-2
+    num_warmup: int = 10000
+    """Steps of linear warm-up; the learning rate is constant afterwards."""
+    gradient_accumulation_steps: int = 1
+    ema_enabled: bool = False
+    ema_start: int = 400000
+    ema_decay: float = 0.9995
+    max_iterations: int = 600000
+
+    # -- the run
+    train_stage: int = 1
+    """0: VA prior (paper's Stage 1). 1: VLA (paper's Stage 2)."""
+    load_from_va: bool = False
+    """pretrained_ckpt is a VA prior: expand it into a VLA."""
+    pretrained_ckpt: str | None = None
+    """Start from this run's name or .pt file, at iteration 0."""
+    name: str = "debug"
+    """Name of the run: its folder under ckpt_dir and log_dir."""
+    resume: bool = False
+    """Continue the run of this name."""
+    seed: int = 0
+    log_interval: int = 100
+    save_interval: int = 100000
+    save_latest_interval: int = 1000
+    vis_interval: int = 5000
+    """Steps between trajectory and gate pictures in TensorBoard; 0: none."""
+    log_dir: str = "./logs/APT"
+    ckpt_dir: str = "./checkpoints/APT"
+    device: str = "auto"
+    """auto (CUDA when there is one), cpu or cuda."""
+
+    def __post_init__(self) -> None:
+        def require(condition: bool, message: str) -> None:
+            if not condition:
+                raise ConfigError(message)
+
+        require(self.arch == "apt", f"unknown arch {self.arch!r}; choose from apt")
+        require(self.train_stage in (0, 1), f"train_stage is {self.train_stage}; wanted 0 or 1")
+        for field in ("bs", "gradient_accumulation_steps", "max_iterations", "log_interval", "sample_multiplex",
+                      "save_interval", "save_latest_interval", "prefetch_factor"):  # fmt: skip
+            require(getattr(self, field) >= 1, f"{field} is {getattr(self, field)}; it must be at least 1")
+        for field in ("workers", "num_warmup", "ema_start", "vis_interval", "dataloader_timeout"):
+            require(getattr(self, field) >= 0, f"{field} is {getattr(self, field)}; it must not be negative")
+        require(0 <= self.camera_view_dropout <= 1, f"camera_view_dropout is {self.camera_view_dropout}; wanted 0 to 1")
+        require(self.vlm_param_dtype in ("fp32", "bf16"), f"vlm_param_dtype is {self.vlm_param_dtype!r}; wanted fp32 or bf16")
+        require(self.device in ("auto", "cpu", "cuda"), f"device is {self.device!r}; wanted auto, cpu or cuda")
+        require(bool(self.dataset_classes), "dataset_classes is empty; name at least one dataset")
+        require(
+            self.dataset_weights is None or len(self.dataset_weights) == len(self.dataset_classes),
+            f"dataset_weights has {len(self.dataset_weights or ())} entries for {len(self.dataset_classes)} datasets",
+        )
+        require(
+            self.dataset_weights is None or all(weight > 0 for weight in self.dataset_weights),
+            "dataset_weights must all be positive",
+        )
+        require(
+            not self.load_from_va or self.train_stage == 1,
+            "load_from_va expands a VA prior into a VLA and belongs to train_stage 1",
+        )
+        require(
+            not self.load_from_va or self.pretrained_ckpt is not None or self.resume,
+            "load_from_va needs pretrained_ckpt: the VA prior's run name or .pt file",
+        )
+        require(bool(self.name) and "/" not in self.name, f"name is {self.name!r}; wanted a plain folder name")
+        try:
+            self.vla_config()
+            for name in self.dataset_classes:
+                get_dataset_class(name)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of this run's checkpoints."""
+        return Path(self.ckpt_dir) / self.name
+
+    def vla_config(self) -> VLAConfig:
+        """The policy to build, with history and future lengths of the datasets."""
+        data = get_dataset_class(self.dataset_classes[0]).config
+        return VLAConfig(
+            model=self.model,
+            vlm=self.vlm,
+            vlm_layer_stride=self.vlm_layer_stride,
+            vlm_mode=self.vlm_finetune_mode if self.train_stage == 1 else "frozen",
+            train_stage=self.train_stage,
+            num_history=data.num_history,
+            num_future=data.num_future,
+            action_step_embedding=self.action_step_embedding,
+            attention_backend=self.attention_backend,
+            gradient_checkpointing=self.use_gradient_checkpointing,
+        )
+
+    def data_configs(self) -> list[DataConfig]:
+        """Sampling rules of each dataset, with this run's image size and augmentation."""
+        changes: dict = {} if self.image_size is None else {"image_hw": (self.image_size, self.image_size)}
+        if not self.augment:
+            changes |= {name: False for name in ("aug_crop", "aug_color", "aug_blur", "aug_background")}
+        return [dataclasses.replace(get_dataset_class(name).config, **changes) for name in self.dataset_classes]
+
+    def to_dict(self) -> dict:
+        """JSON-able."""
+        return dataclasses.asdict(self)
+
+
+def train_config_from_dict(values: dict) -> tuple[TrainConfig, list[str]]:
+    """A configuration from a run's JSON, and the fields unknown to this version, which are ignored.
+
+    Fields that are missing take defaults. Raises :class:`ConfigError`.
+    """
+    known = {field.name for field in dataclasses.fields(TrainConfig)}
+    unknown = sorted(set(values) - known)
+    kept = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if name in known}
+    return TrainConfig(**kept), unknown
+
+
+def _finetune(**changes) -> TrainConfig:
+    return TrainConfig(**{"num_warmup": 2000, "action_step_embedding": True, **changes})
+
+
+CONFIGS: dict[str, TrainConfig] = {
+    "debug": TrainConfig(
+        model="tiny",
+        vlm="tiny",
+        vlm_layer_stride=1,
+        bs=4,
+        workers=0,
+        fp16=False,
+        num_warmup=10,
+        max_iterations=20,
+        log_interval=1,
+        save_interval=10,
+        save_latest_interval=5,
+        vis_interval=10,
+        action_step_embedding=True,
+    ),
+    "quickstart": TrainConfig(
+        model="tiny",
+        vlm="tiny",
+        vlm_layer_stride=1,
+        bs=16,
+        workers=1,
+        fp16=False,
+        num_warmup=50,
+        sample_multiplex=1000,
+        max_lr=1e-3,
+        max_iterations=600,
+        log_interval=20,
+        save_interval=100000,
+        save_latest_interval=200,
+        vis_interval=200,
+        action_step_embedding=True,
+    ),
+    "pretrain": TrainConfig(
+        dataset_classes=("Droid", "AgibotWorldAlpha", *INTERN_A1, "InternM1Franka"),
+        dataset_weights=(10.0, 10.0, 2.0, 2.0, 2.0, 2.0, 2.0),
+        action_step_embedding=True,
+    ),
+    "finetune_pp": _finetune(dataset_classes=("PickPlaceCan",)),
+    "finetune_libero": _finetune(dataset_classes=LIBERO_SUITES, sample_multiplex=1000, max_iterations=70000),
+    "finetune_aloha_pp": _finetune(dataset_classes=("AlohaPickPlace",)),
+    "finetune_aloha_pp_storage": _finetune(dataset_classes=("AlohaPickPlace", "AlohaTableStorage")),
+    "finetune_aloha_pp_clutter": _finetune(dataset_classes=("AlohaPickPlaceClutter",)),
+}
+CONFIGS.update(
+    {
+        f"finetune_libero_{suite.removeprefix('Libero').lower()}": dataclasses.replace(
+            CONFIGS["finetune_libero"], dataset_classes=(suite,)
+        )
+        for suite in LIBERO_SUITES
+    }
+)
+
+
+def get_config(name: str) -> TrainConfig:
+    """A preset by name. Raises :class:`ConfigError`."""
+    if name not in CONFIGS:
+        raise ConfigError(f"unknown config {name!r}; choose from {', '.join(sorted(CONFIGS))}")
+    return CONFIGS[name]

@@ -1,0 +1,74 @@
+"""Prompts to the tokens and positions that Qwen3-VL reads. Runs in the loader's workers, cached per prompt."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import numpy as np
+
+from data_utils.types import TokenizedPrompt
+
+_CACHE_SIZE = 65536
+
+
+class PromptTokenizer:
+    """One user turn: the shown cameras' images in order, then the text, with the generation prompt appended.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer with a chat template.
+        image_token: the placeholder's text, e.g. ``<|image_pad|>``.
+        grid: rows and columns of an image's tokens after merging.
+        vision_only: end the sequence with the last image (paper's Stage 1, which never shows the prompt).
+    """
+
+    def __init__(self, tokenizer, image_token: str, grid: tuple[int, int], vision_only: bool = False) -> None:
+        self._tokenizer = tokenizer
+        self._image_token = image_token
+        self._image_id = tokenizer.convert_tokens_to_ids(image_token)
+        self._grid = grid
+        self._vision_only = vision_only
+        self._cache: OrderedDict[tuple[str, int], TokenizedPrompt] = OrderedDict()
+
+    @property
+    def pad_id(self) -> int:
+        return self._tokenizer.pad_token_id if self._tokenizer.pad_token_id is not None else 0
+
+    def __call__(self, prompt: str, num_images: int) -> TokenizedPrompt:
+        """Raises ``ValueError`` for a prompt that holds the image placeholder itself."""
+        key = ("" if self._vision_only else prompt, num_images)
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        tokens = self._tokenize(*key)
+        self._cache[key] = tokens
+        if len(self._cache) > _CACHE_SIZE:
+            self._cache.popitem(last=False)
+        return tokens
+
+    def _tokenize(self, prompt: str, num_images: int) -> TokenizedPrompt:
+        content = [{"type": "image"}] * num_images + [{"type": "text", "text": prompt}]
+        text = self._tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        ids = np.asarray(self._tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
+        is_image = ids == self._image_id
+        if is_image.sum() != num_images:
+            raise ValueError(
+                f"prompt {prompt!r} gives {int(is_image.sum())} image placeholders for {num_images} images; "
+                f"remove {self._image_token!r} from the prompt"
+            )
+        if self._vision_only:
+            end = int(np.flatnonzero(is_image)[-1]) + 1 if num_images else 1
+            ids, is_image = ids[:end], is_image[:end]
+
+        rows, columns = self._grid
+        per_image = rows * columns
+        repeats = np.where(is_image, per_image, 1)
+        # A text token takes one position, an image as many as its longer side; within it, rows and columns count.
+        advance = np.where(is_image, max(rows, columns), 1)
+        start = np.repeat(np.cumsum(advance) - advance, repeats)
+        inside = np.zeros((3, len(start)), dtype=np.int64)
+        image_slots = np.repeat(is_image, repeats)
+        inside[1, image_slots] = np.tile(np.repeat(np.arange(rows), columns), num_images)
+        inside[2, image_slots] = np.tile(np.arange(columns), rows * num_images)
+        return TokenizedPrompt(ids=np.repeat(ids, repeats), position_ids=start + inside)

@@ -1,0 +1,184 @@
+"""Loading Qwen3-VL by name or folder, what of it trains, and its residual stream after chosen layers."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from apt.encoders.tiny import TINY_NAME, tiny_qwen3vl_folder
+from apt.encoders.vision_tower import VisionTower
+
+MODES = ("frozen", "lora", "full")
+LORA_RANK = 16
+LORA_ALPHA = 16
+_LORA_TARGETS = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
+# Kept in float32 whatever the parameters' dtype: small updates to them are lost in bfloat16's rounding.
+_FLOAT32_PARAMETERS = re.compile(r"norm|patch_embed|pos_embed|embed_tokens")
+
+
+class VLMLoadError(ValueError):
+    """A vision-language model that cannot be loaded; the message names it and says what to do."""
+
+
+def resolve(name: str) -> str:
+    """``tiny`` to its folder; any other name or path as it is."""
+    return str(tiny_qwen3vl_folder()) if name == TINY_NAME else name
+
+
+def _load(loader, name: str, what: str, **options):
+    try:
+        return loader(resolve(name), **options)
+    except (OSError, ValueError, KeyError) as error:
+        local = Path(name).exists()
+        hint = (
+            "the folder must hold a Qwen3-VL in Hugging Face's layout (config.json, safetensors, tokenizer)"
+            if local
+            else "it is neither a local folder nor to be had from the Hugging Face Hub; download it first "
+            "(hf download NAME --local-dir DIR) and give the folder, or use 'tiny'"
+        )
+        raise VLMLoadError(f"VLM {name!r}: cannot load its {what}: {hint} ({str(error).splitlines()[0]})") from error
+
+
+def load_config(name: str):
+    """The ``Qwen3VLConfig`` of a name or folder, without its weights. Raises :class:`VLMLoadError`."""
+    from transformers import AutoConfig
+
+    config = _load(AutoConfig.from_pretrained, name, "configuration")
+    if config.model_type != "qwen3_vl":
+        raise VLMLoadError(f"VLM {name!r} is a {config.model_type!r}; wanted a Qwen3-VL model (model_type 'qwen3_vl')")
+    return config
+
+
+def load_tokenizer(name: str):
+    """The tokenizer, with the chat template of the folder. Raises :class:`VLMLoadError`."""
+    from transformers import AutoTokenizer
+
+    tokenizer = _load(AutoTokenizer.from_pretrained, name, "tokenizer")
+    if tokenizer.chat_template is None:
+        raise VLMLoadError(f"VLM {name!r}: its tokenizer has no chat template; add chat_template.jinja to the folder")
+    return tokenizer
+
+
+def load_image_statistics(name: str) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel that the model's image processor normalises with."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    processor = _load(Qwen2VLImageProcessorPil.from_pretrained, name, "image processor")
+    return list(processor.image_mean), list(processor.image_std)
+
+
+def load_model(name: str, dtype: torch.dtype, random_weights: bool = False) -> nn.Module:
+    """``Qwen3VLForConditionalGeneration`` in ``dtype`` with SDPA attention.
+
+    ``random_weights`` builds it from the configuration alone (benchmarks at full size without a download).
+    """
+    from transformers import Qwen3VLForConditionalGeneration
+
+    if random_weights:
+        with torch.device("meta"):
+            model = Qwen3VLForConditionalGeneration._from_config(load_config(name), attn_implementation="sdpa")
+        model = model.to_empty(device="cpu").to(dtype)
+        model.init_weights()
+        return model
+    return _load(
+        Qwen3VLForConditionalGeneration.from_pretrained, name, "weights", dtype=dtype, attn_implementation="sdpa"
+    )
+
+
+def set_mode(model: nn.Module, mode: str, num_layers: int) -> None:
+    """Choose what trains: nothing, LoRA adapters, or everything that can reach decoder layer ``num_layers - 1``.
+
+    Parameters behind the last layer that is run get no gradient and stay frozen.
+    """
+    if mode not in MODES:
+        raise ValueError(f"unknown VLM mode {mode!r}; choose from {', '.join(MODES)}")
+    model.requires_grad_(False)
+    if mode == "lora":
+        from peft import LoraConfig, inject_adapter_in_model
+
+        config = LoraConfig(r=LORA_RANK, lora_alpha=LORA_ALPHA, lora_dropout=0.0, target_modules=_LORA_TARGETS)
+        inject_adapter_in_model(config, model)
+    for name, parameter in model.named_parameters():
+        wanted = "lora_" in name if mode == "lora" else mode == "full"
+        parameter.requires_grad_(wanted and _is_run(name, num_layers))
+
+
+def _is_run(name: str, num_layers: int) -> bool:
+    if name.startswith(("lm_head.", "model.language_model.norm.")):
+        return False
+    layer = re.search(r"language_model\.layers\.(\d+)\.", name)
+    level = re.search(r"deepstack_merger_list\.(\d+)\.", name)
+    if layer or level:
+        return int((layer or level).group(1)) < num_layers
+    return True
+
+
+def set_trained_dtype(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast what trains to ``dtype``, keeping norms, patch, position and token embeddings in float32."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.float32 if _FLOAT32_PARAMETERS.search(name) else dtype)
+
+
+class Qwen3VLEncoder(nn.Module):
+    """The part of Qwen3-VL a policy reads: image and token embeddings, the residual stream after chosen layers.
+
+    Args:
+        model: ``Qwen3VLForConditionalGeneration``.
+        image_mean, image_std: of its image processor.
+    """
+
+    def __init__(self, model: nn.Module, image_mean: list[float], image_std: list[float]) -> None:
+        super().__init__()
+        self.model = model
+        self.image_token_id: int = model.config.image_token_id
+        self._vision = VisionTower(model.model.visual, image_mean, image_std)
+
+    @property
+    def pixels_per_token(self) -> int:
+        """Side of the square of pixels that one VLM token stands for."""
+        vision = self.model.config.vision_config
+        return vision.patch_size * vision.spatial_merge_size
+
+    def forward(
+        self,
+        images: torch.Tensor,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        layers: tuple[int, ...],
+    ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+        """Multimodal input embeddings and the residual stream after ``layers``.
+
+        Args:
+            images: (Nimg, 3, H, W) uint8, in the order of their placeholders in ``input_ids``.
+            input_ids: (B, L); position_ids: (3, B, L); attention_mask: (B, L) bool.
+            layers: decoder layers, ascending; later ones are not run.
+        Returns:
+            (B, L, C) and one (B, L, C) per layer: after DeepStack's addition, what the next layer reads.
+        """
+        text = self.model.model.language_model
+        embeds = text.embed_tokens(input_ids)
+        slots = (input_ids == self.image_token_id).unsqueeze(-1)
+        levels: list[torch.Tensor] = []
+        if len(images):
+            image_embeds, deepstack = self._vision(images)
+            embeds = embeds.masked_scatter(slots, image_embeds.to(embeds.dtype))
+            zeros = torch.zeros_like(embeds)
+            levels = [zeros.masked_scatter(slots, level.to(zeros.dtype)) for level in deepstack]
+
+        causal = torch.ones(input_ids.shape[1], input_ids.shape[1], dtype=torch.bool, device=input_ids.device).tril()
+        # Padding sees itself, so that no row of the softmax is empty.
+        mask = causal & attention_mask[:, None, None, :] | torch.eye(len(causal), dtype=torch.bool, device=causal.device)
+        rotary = text.rotary_emb(embeds, position_ids)
+        x, streams = embeds, {}
+        for index in range(max(layers, default=-1) + 1):
+            x = text.layers[index](x, attention_mask=mask, position_embeddings=rotary)
+            if index < len(levels):
+                x = x + levels[index]
+            if index in layers:
+                streams[index] = x
+        return embeds, streams

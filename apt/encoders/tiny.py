@@ -1,0 +1,149 @@
+"""A built-in Qwen3-VL of under a million parameters with random weights, for CPUs and tests.
+
+It is saved in the Hugging Face folder layout and loaded by the code that loads the real ones. Weights are a function of
+each tensor's name alone, so every machine and every rank builds the same frozen features.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+TINY_NAME = "tiny"
+_VERSION = 1  # part of the folder's name: raise when anything below changes what is built
+
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% if message.content is string %}{{ message.content }}{% else %}{% for item in message.content %}"
+    "{% if item.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif item.type == 'text' %}{{ item.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def cache_root() -> Path:
+    """Where built models live: ``$APT_CACHE``, else ``$XDG_CACHE_HOME/apt``, else ``~/.cache/apt``."""
+    if os.environ.get("APT_CACHE"):
+        return Path(os.environ["APT_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "apt"
+
+
+def tiny_qwen3vl_folder() -> Path:
+    """Folder of the tiny model, built on first use. Safe when several processes ask at once."""
+    folder = cache_root() / f"tiny-qwen3-vl-v{_VERSION}"
+    if not (folder / "config.json").exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            save_tiny_qwen3vl(building)
+            try:
+                os.rename(building, folder)
+            except OSError:  # another process finished first
+                if not (folder / "config.json").exists():
+                    raise
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+    return folder
+
+
+def save_tiny_qwen3vl(folder: Path) -> None:
+    """Write model, tokenizer and image processor settings to ``folder``."""
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    tokenizer = _byte_tokenizer()
+    token_id = tokenizer.convert_tokens_to_ids
+    config = Qwen3VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "max_position_embeddings": 4096,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [6, 5, 5],
+                "mrope_interleaved": True,
+            },
+            "tie_word_embeddings": True,
+        },
+        vision_config={
+            "depth": 4,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_heads": 4,
+            "out_hidden_size": 128,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [1, 2, 3],
+        },
+        image_token_id=token_id("<|image_pad|>"),
+        video_token_id=token_id("<|video_pad|>"),
+        vision_start_token_id=token_id("<|vision_start|>"),
+        vision_end_token_id=token_id("<|vision_end|>"),
+        tie_word_embeddings=True,
+    )
+    model = Qwen3VLForConditionalGeneration(config)
+    _fill_weights(model)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    Qwen2VLImageProcessorPil(
+        patch_size=config.vision_config.patch_size,
+        merge_size=config.vision_config.spatial_merge_size,
+        temporal_patch_size=config.vision_config.temporal_patch_size,
+        image_mean=[0.5, 0.5, 0.5],
+        image_std=[0.5, 0.5, 0.5],
+        size={"shortest_edge": 65536, "longest_edge": 16777216},
+    ).save_pretrained(folder)
+
+
+def _byte_tokenizer():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={byte: index for index, byte in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(list(SPECIAL_TOKENS))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        padding_side="left",
+        chat_template=_CHAT_TEMPLATE,
+    )
+
+
+@torch.no_grad()
+def _fill_weights(model: torch.nn.Module) -> None:
+    """Fan-in scaled Gaussians, ones for norms, zeros for biases: random features that keep what the image holds."""
+    for name, parameter in model.named_parameters():
+        if "norm" in name and name.endswith("weight"):
+            parameter.fill_(1.0)
+        elif name.endswith("bias"):
+            parameter.zero_()
+        else:
+            generator = np.random.Generator(np.random.Philox(zlib.crc32(name.encode())))
+            is_embedding = "embed" in name and parameter.ndim == 2
+            std = 1.0 if is_embedding else parameter[0].numel() ** -0.5
+            values = generator.standard_normal(tuple(parameter.shape), dtype=np.float32) * std
+            parameter.copy_(torch.from_numpy(values))

@@ -1,0 +1,129 @@
+"""Qwen3-VL's vision tower on a batch of equally sized images: uint8 in, one batched attention per layer.
+
+Hugging Face's forward takes images of any sizes, one at a time in Python. Every camera of a policy has one size, so
+positions are computed once per size and all images go through together; a test holds the two equal.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.modeling_utils import AttentionInterface
+
+ATTENTION_NAME = "apt_equal_images"
+
+
+def equal_images_attention(module, query, key, value, attention_mask=None, scaling=None, tokens_per_image=None, **_):
+    """Attention within each image. q, k, v (1, heads, images * tokens_per_image, d), as Hugging Face lays them out."""
+    heads, length = query.shape[1:3]
+    tokens = length if tokens_per_image is None else tokens_per_image
+
+    def per_image(x: torch.Tensor) -> torch.Tensor:
+        return x[0].unflatten(1, (-1, tokens)).transpose(0, 1)  # (images, heads, tokens, d)
+
+    out = F.scaled_dot_product_attention(per_image(query), per_image(key), per_image(value), scale=scaling)
+    return out.transpose(1, 2).reshape(1, length, heads, -1), None
+
+
+def register_attention() -> None:
+    """Make the attention above known to transformers under ``ATTENTION_NAME``."""
+    AttentionInterface.register(ATTENTION_NAME, equal_images_attention)
+
+
+def patchify(
+    images: torch.Tensor, patch: int, merge: int, temporal: int, mean: torch.Tensor, std: torch.Tensor
+) -> torch.Tensor:
+    """Normalised patches in Hugging Face's order: (N, 3, H, W) uint8 to (N * H/patch * W/patch, 3*temporal*patch^2).
+
+    H and W must be multiples of ``patch * merge``; a patch's pixels are repeated ``temporal`` times (a still image).
+    """
+    count, channels, height, width = images.shape
+    scaled = (images.float() / 255.0 - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
+    block = patch * merge
+    x = scaled.view(count, channels, height // block, merge, patch, width // block, merge, patch)
+    x = x.permute(0, 2, 5, 3, 6, 1, 4, 7).unsqueeze(6)  # (N, gh, gw, mh, mw, C, 1, p, p)
+    return x.expand(-1, -1, -1, -1, -1, -1, temporal, -1, -1).reshape(-1, channels * temporal * patch * patch)
+
+
+@lru_cache(maxsize=16)
+def _patch_coordinates(rows: int, columns: int, merge: int) -> torch.Tensor:
+    """Row and column (2, rows * columns) of each patch in the tower's order: merge blocks row-major, then inside."""
+    index = torch.arange(rows * columns).view(rows // merge, merge, columns // merge, merge)
+    index = torch.empty(rows * columns, dtype=torch.long).copy_(index.permute(0, 2, 1, 3).reshape(-1))
+    return torch.stack([index // columns, index % columns])
+
+
+@lru_cache(maxsize=16)
+def _interpolation(rows: int, columns: int, merge: int, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bilinear taps (corners aligned) of a ``side x side`` position table: indices and weights, (4, patches) each."""
+    taps = []
+    for count, coordinate in zip((rows, columns), _patch_coordinates(rows, columns, merge), strict=True):
+        at = torch.linspace(0, side - 1, count)[coordinate]
+        low = at.long()
+        taps.append(((low, 1 - (at - low)), ((low + 1).clamp(max=side - 1), at - low)))
+    pairs = [(r, c) for r in taps[0] for c in taps[1]]
+    return (
+        torch.stack([r[0] * side + c[0] for r, c in pairs]),
+        torch.stack([r[1] * c[1] for r, c in pairs]),
+    )
+
+
+class VisionTower:
+    """Runs the modules of a Hugging Face Qwen3-VL vision model; owns no parameters.
+
+    Args:
+        visual: ``Qwen3VLForConditionalGeneration.model.visual``; its attention is switched to the batched one.
+        mean, std: per-channel normalisation of images in [0, 1], from the model's image processor.
+    """
+
+    def __init__(self, visual: nn.Module, mean: list[float], std: list[float]) -> None:
+        register_attention()
+        visual.config._attn_implementation = ATTENTION_NAME
+        self._visual = visual
+        self._mean, self._std = mean, std
+
+    def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Embeddings of images (N, 3, H, W) uint8.
+
+        Returns:
+            (N, Lv, C) image embeddings and one such tensor per DeepStack level.
+        """
+        visual, config, device = self._visual, self._visual.config, images.device
+        merge = config.spatial_merge_size
+        rows, columns = images.shape[2] // config.patch_size, images.shape[3] // config.patch_size
+        mean, std = (torch.tensor(v, device=device) for v in (self._mean, self._std))
+        patches = patchify(images, config.patch_size, merge, config.temporal_patch_size, mean, std)
+
+        count, tokens = len(images), rows * columns
+        x = visual.patch_embed(patches)  # (N * tokens, width)
+        x = x + self._position_embedding(rows, columns, device).to(x.dtype).repeat(count, 1)
+        rotary = tuple(part.repeat(count, 1) for part in self._rotary(rows, columns, device))
+        bounds = torch.tensor([0, count * tokens], dtype=torch.int32)  # one chunk; the attention splits by image
+        deepstack = []
+        for index, block in enumerate(visual.blocks):
+            x = block(x, cu_seqlens=bounds, position_embeddings=rotary, tokens_per_image=tokens)
+            if index in config.deepstack_visual_indexes:
+                level = list(config.deepstack_visual_indexes).index(index)
+                deepstack.append(visual.deepstack_merger_list[level](x).unflatten(0, (count, -1)))
+        return visual.merger(x).unflatten(0, (count, -1)), deepstack
+
+    def _position_embedding(self, rows: int, columns: int, device: torch.device) -> torch.Tensor:
+        """(tokens, width), the learned square table resampled to this grid."""
+        side = int(self._visual.config.num_position_embeddings**0.5)
+        index, weight = (t.to(device) for t in _interpolation(rows, columns, self._visual.config.spatial_merge_size, side))
+        table = self._visual.pos_embed(index)  # (4, tokens, width)
+        return (table * weight.unsqueeze(-1).to(table.dtype)).sum(0)
+
+    def _rotary(self, rows: int, columns: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin (tokens, head_dim) of the axial rotary embedding: row frequencies, then column's, twice."""
+        config = self._visual.config
+        theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta", 10000.0)
+        half = config.hidden_size // config.num_heads // 2
+        frequency = theta ** -(torch.arange(0, half, 2, dtype=torch.float32, device=device) / half)
+        coordinates = _patch_coordinates(rows, columns, config.spatial_merge_size).to(device)
+        angles = (coordinates.unsqueeze(-1) * frequency).transpose(0, 1).flatten(1)  # (tokens, half)
+        angles = torch.cat([angles, angles], dim=-1)
+        return angles.cos(), angles.sin()

@@ -1,0 +1,118 @@
+"""Robot frames, as users hand them to the planner: checked and turned into camera images and a state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from data_utils.config import DataConfig
+from data_utils.observation import CameraFrame
+
+
+@dataclass(frozen=True)
+class RobotFrame:
+    """One moment of the robot."""
+
+    timestamp: float
+    cameras: dict[str, CameraFrame]
+    world_from_ee: np.ndarray  # (Nee, 4, 4) float64
+    gripper: np.ndarray  # (Nee,) float64
+
+
+def parse_frame(obs_frame: dict[str, Any], config: DataConfig) -> RobotFrame:
+    """Check an ``obs_frame`` and copy what the policy needs.
+
+    Args:
+        obs_frame: per camera ``{"model": "pinhole", "camera": {"width", "height", "K"}, "data": {"color" (H, W, 3) uint8,
+            "wcT" (4, 4) camera-to-world, "seg" None or (H, W) mask of valid pixels, "encoding" "rgb" (default), "bgr" or
+            "compress" (JPEG bytes)}}``, and ``ee_pose`` (Nee, 4, 4) or (4, 4), ``gripper`` (Nee,) or a number in
+            [0, 1], ``timestamp`` in seconds.
+    Raises:
+        ValueError: names the key and what was wanted.
+    """
+    cameras = {name: _camera(name, obs_frame.get(name)) for name in config.cameras}
+    pose = _array(obs_frame, "ee_pose")
+    pose = pose[None] if pose.ndim == 2 else pose
+    gripper = np.atleast_1d(_array(obs_frame, "gripper"))
+    arms = len(pose)
+    if pose.shape[1:] != (4, 4) or not 1 <= arms <= config.num_arms:
+        raise ValueError(f"ee_pose has shape {pose.shape}; wanted (Nee, 4, 4) with Nee from 1 to {config.num_arms}")
+    if gripper.shape != (arms,):
+        raise ValueError(f"gripper has shape {gripper.shape}; wanted ({arms},), one openness per arm of ee_pose")
+    if (gripper < -1e-3).any() or (gripper > 1 + 1e-3).any():
+        raise ValueError(f"gripper is {gripper.tolist()}; wanted openness from 0 (closed) to 1 (open)")
+    for arm, transform in enumerate(pose):
+        _check_rigid(f"ee_pose[{arm}]", transform)
+    timestamp = _array(obs_frame, "timestamp")
+    if timestamp.ndim != 0:
+        raise ValueError(f"timestamp has shape {timestamp.shape}; wanted one number of seconds")
+    return RobotFrame(float(timestamp), cameras, pose, gripper)
+
+
+def _array(frame: dict[str, Any], key: str, where: str = "") -> np.ndarray:
+    if not isinstance(frame, dict) or frame.get(key) is None:
+        raise ValueError(f"{where}{key} is missing from the frame")
+    try:
+        array = np.array(frame[key], dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}{key} is not numeric: {error}") from error
+    if not np.isfinite(array).all():
+        raise ValueError(f"{where}{key} holds NaN or infinity")
+    return array
+
+
+def _check_rigid(name: str, transform: np.ndarray) -> None:
+    rotation = transform[:3, :3]
+    if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-3 or np.linalg.det(rotation) < 0:
+        raise ValueError(f"{name} is not a rigid transform: its upper left 3x3 is no rotation matrix")
+    if np.abs(transform[3] - [0, 0, 0, 1]).max() > 1e-6:
+        raise ValueError(f"{name} is not a rigid transform: its last row is {transform[3].tolist()}")
+
+
+def _camera(name: str, value: Any) -> CameraFrame:
+    if not isinstance(value, dict):
+        raise ValueError(f"camera {name!r} is missing from the frame")
+    where = f"{name}."
+    if value.get("model", "pinhole") != "pinhole":
+        raise ValueError(f"{where}model is {value['model']!r}; only 'pinhole' is supported")
+    intrinsics, data = value.get("camera"), value.get("data")
+    K = _array(intrinsics, "K", where + "camera.")
+    if K.shape != (3, 3):
+        raise ValueError(f"{where}camera.K has shape {K.shape}; wanted (3, 3)")
+    pose = _array(data, "wcT", where + "data.")
+    if pose.shape != (4, 4):
+        raise ValueError(f"{where}data.wcT has shape {pose.shape}; wanted (4, 4)")
+    _check_rigid(where + "data.wcT", pose)
+    color = _color(where + "data.color", data.get("color"), data.get("encoding", "rgb"))
+    height, width = color.shape[:2]
+    if (intrinsics.get("height", height), intrinsics.get("width", width)) != (height, width):
+        raise ValueError(
+            f"{where}data.color is {height}x{width}, but {where}camera says "
+            f"{intrinsics.get('height')}x{intrinsics.get('width')}, which K belongs to"
+        )
+    mask = data.get("seg")
+    if mask is not None:
+        mask = np.asarray(mask).astype(bool)
+        if mask.shape != (height, width):
+            raise ValueError(f"{where}data.seg has shape {mask.shape}; wanted ({height}, {width})")
+    return CameraFrame(color, K.astype(np.float32), pose.astype(np.float32), mask)
+
+
+def _color(name: str, value: Any, encoding: str) -> np.ndarray:
+    if value is None:
+        raise ValueError(f"{name} is missing from the frame")
+    if encoding == "compress":
+        decoded = cv2.imdecode(np.frombuffer(value, np.uint8), cv2.IMREAD_COLOR)
+        if decoded is None:
+            raise ValueError(f"{name} does not decode as a JPEG image")
+        return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+    if encoding not in ("rgb", "bgr"):
+        raise ValueError(f"{name} has encoding {encoding!r}; wanted 'rgb', 'bgr' or 'compress'")
+    image = np.asarray(value)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"{name} is {image.dtype} of shape {image.shape}; wanted uint8 (H, W, 3)")
+    # Copied: the caller may reuse its buffer before the policy looks.
+    return np.array(image[..., ::-1] if encoding == "bgr" else image, order="C")

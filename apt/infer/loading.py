@@ -1,0 +1,35 @@
+"""A trained policy from a checkpoint file and the configuration beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from apt.checkpoint import CheckpointError, load_checkpoint, read_config
+from apt.configs import TrainConfig, train_config_from_dict
+from apt.vla import VLA
+from train_utils.ema import apply_shadow
+
+
+def load_policy(
+    ckpt_path: str | Path, device: torch.device | str = "cpu", use_ema: bool = False
+) -> tuple[VLA, TrainConfig]:
+    """The policy in evaluation mode on ``device`` and the configuration it was trained with.
+
+    Raises:
+        CheckpointError: unreadable file, no configuration beside it, or no EMA where one is asked for.
+        CheckpointMismatch: tensors that do not fit the configuration.
+    """
+    path, device = Path(ckpt_path), torch.device(device)
+    content = load_checkpoint(path)
+    config, _ = train_config_from_dict(read_config(path.parent))
+    half = config.fp16 and device.type == "cuda"
+    dtype = torch.bfloat16 if half else torch.float32
+    model = VLA(config.vla_config(), frozen_dtype=dtype, random_vlm=config.random_vlm)
+    model.load_weights(content["weights"], content.get("vlm_weights"))
+    if use_ema:
+        if not content.get("ema"):
+            raise CheckpointError(f"{path} holds no EMA; train with --ema_enabled True, or load without use_ema")
+        apply_shadow(model, content["ema"])
+    return model.to(device).eval().requires_grad_(False), config

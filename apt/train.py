@@ -1,0 +1,400 @@
+"""The trainer: ``python -m apt.train --config NAME --name RUN [--field value ...]``, alone or under torchrun.
+
+``scripts/train.sh`` and ``scripts/finetune.sh`` are the commands users run; they call this once per stage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import resource
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from apt.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, read_config
+from apt.cli import CommandLineError, parse_train_config
+from apt.configs import ConfigError, TrainConfig
+from apt.encoders.qwen3vl import VLMLoadError
+from apt.pretrained import CheckpointMismatch
+from apt.vla import VLA
+from data_utils.datasets import get_dataset_class
+from data_utils.errors import DataError
+from data_utils.loader import build_loader
+from data_utils.types import Batch
+from train_utils.backend import Backend, DDPBackend
+from train_utils.ema import EMA, apply_shadow
+from train_utils.metrics import MetricWindow, Stopwatch, format_duration
+from train_utils.optim import build_optimizer, set_learning_rate
+from train_utils.pictures import gate_picture, trajectory_picture
+from train_utils.run_dir import RunDirectory, check_run_dir
+
+MAX_NONFINITE_STEPS = 20
+# Everything a user can get wrong: reported as one line, without a traceback.
+USER_ERRORS = (CommandLineError, ConfigError, CheckpointError, CheckpointMismatch, DataError, VLMLoadError)
+
+
+class TrainingDiverged(RuntimeError):
+    """Losses stayed infinite or NaN."""
+
+
+class Trainer:
+    """Builds everything a run needs, cheapest checks first, then trains.
+
+    Args:
+        config: one stage.
+        backend: how processes work together.
+    """
+
+    def __init__(self, config: TrainConfig, backend: Backend) -> None:
+        self.config, self.backend = config, backend
+        check_run_dir(config)
+        start = self._read_start()
+        self.iteration = 0
+        self.best_score, self.latest_score = float("inf"), float("inf")
+
+        datasets = [
+            get_dataset_class(name)(
+                config=data, train=True, train_stage=config.train_stage, seed=config.seed
+            )
+            for name, data in zip(config.dataset_classes, config.data_configs(), strict=True)
+        ]
+        self._say(f"data: {sum(len(d) for d in datasets)} episodes in {', '.join(config.dataset_classes)}")
+
+        torch.manual_seed(config.seed)  # fresh weights, alike on every rank
+        half = config.fp16 and backend.device.type == "cuda"
+        self.model = VLA(
+            config.vla_config(),
+            frozen_dtype=torch.bfloat16 if half else torch.float32,
+            trained_dtype=torch.bfloat16 if config.vlm_param_dtype == "bf16" else torch.float32,
+            random_vlm=config.random_vlm,
+        )
+        if start is not None:
+            self._load_weights(start)
+        self.model.to(backend.device).train()
+        if config.use_compile:
+            self.model.expert.compile()
+        self.optimizer = build_optimizer(self.model, config.max_lr, config.wd, config.vlm_lr, config.vlm_wd)
+        self._forward = backend.prepare(self.model, self.optimizer)
+        self.ema = EMA(self.model, config.ema_decay) if config.ema_enabled else None
+
+        size = data_size(config)
+        tokenize = self.model.vlm.prompt_tokenizer(size)
+        self.loader, self.sampler = build_loader(
+            datasets,
+            weights=None if config.dataset_weights is None else list(config.dataset_weights),
+            multiplex=config.sample_multiplex,
+            batch_size=config.bs,
+            workers=config.workers,
+            rank=backend.rank,
+            world_size=backend.world_size,
+            seed=config.seed,
+            tokenize=tokenize,
+            pad_id=tokenize.pad_id,
+            pin_memory=config.pin_memory and backend.device.type == "cuda",
+            persistent_workers=config.persistent_workers,
+            prefetch_factor=config.prefetch_factor,
+            timeout=config.dataloader_timeout,
+        )
+        if not len(self.loader):
+            raise DataError(
+                f"the data hold fewer samples per epoch and rank than a batch of {config.bs}; lower --bs, raise "
+                "--sample_multiplex or add episodes"
+            )
+        self.epoch, self._epoch_samples = 0, 0
+        if config.resume:
+            self._resume(start)
+        self.run_dir = RunDirectory(config) if backend.is_main else None
+        self._stop_signal: int | None = None
+
+    # -- starting points -------------------------------------------------------------------------------------------
+
+    def _read_start(self) -> dict | None:
+        """The checkpoint to start from, read before anything is built; None for fresh weights."""
+        config = self.config
+        if config.resume:
+            return load_checkpoint(config.run_dir / "ckpt_latest.pt")
+        if config.pretrained_ckpt is None:
+            return None
+        path = find_checkpoint(config.pretrained_ckpt, config.ckpt_dir)
+        content = load_checkpoint(path)
+        with contextlib.suppress(CheckpointError):  # a file without its configuration is fine to start from
+            upstream = read_config(path.parent)
+            if bool(upstream.get("action_step_embedding", False)) != config.action_step_embedding:
+                self._say(
+                    f"warning: {path} was trained with action_step_embedding="
+                    f"{upstream.get('action_step_embedding', False)}, this run uses {config.action_step_embedding}"
+                )
+        return content
+
+    def _load_weights(self, start: dict) -> None:
+        config = self.config
+        if config.resume:
+            self.model.load_weights(start["weights"], start.get("vlm_weights"))
+            return
+        try:
+            report = self.model.load_from_pretrain(start["weights"], start.get("vlm_weights"), config.load_from_va)
+        except CheckpointMismatch as error:
+            raise CheckpointMismatch(f"{config.pretrained_ckpt} does not fit: {error}") from error
+        self._say(
+            f"start: {config.pretrained_ckpt}: {len(report.copied)} tensors copied, {len(report.fresh)} fresh, "
+            f"{len(report.dropped)} dropped"
+        )
+
+    def _resume(self, start: dict) -> None:
+        self.iteration = int(start["current_iters"])
+        self.best_score, self.latest_score = float(start["best_score"]), float(start["latest_score"])
+        self.epoch, self._epoch_samples = int(start["last_ep"]), int(start.get("epoch_samples", 0))
+        try:
+            self.backend.load_optimizer_state(start)
+        except ValueError as error:
+            self._say(f"warning: the optimizer starts fresh: {error}")
+        if self.ema is not None and start.get("ema"):
+            try:
+                self.ema.load_state_dict(start["ema"])
+            except ValueError as error:
+                self._say(f"warning: the EMA starts fresh: {error}")
+        self._say(f"resume: {self.config.name} at iteration {self.iteration}")
+
+    # -- the loop --------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Train to ``max_iterations``, or until SIGTERM or SIGINT; saves either way."""
+        config, backend = self.config, self.backend
+        window, stopwatch = MetricWindow(), Stopwatch()
+        nonfinite_run = torch.zeros((), device=backend.device)  # consecutive skipped steps
+        skipped = torch.zeros((), device=backend.device)
+        recent: deque[list[str]] = deque(maxlen=MAX_NONFINITE_STEPS)
+        batches = self._batches(stopwatch)
+        self._say(self.describe())
+
+        with self._catch_signals():
+            while self.iteration < config.max_iterations:
+                lr = set_learning_rate(self.optimizer, self.iteration, config.num_warmup)
+                for micro in range(config.gradient_accumulation_steps):
+                    batch = next(batches)
+                    recent.append(batch.source)
+                    is_last = micro == config.gradient_accumulation_steps - 1
+                    with backend.accumulating(is_last), self._autocast():
+                        loss = self._forward(
+                            batch,
+                            generator=self._generator(micro),
+                            pose_noise=config.robot_pose_aug,
+                            camera_view_dropout=config.camera_view_dropout,
+                        )
+                        backend.backward(loss.total / config.gradient_accumulation_steps)
+                norm, finite = backend.step(config.grad_clip)
+                self.iteration += 1
+                stopwatch.step()
+                nonfinite_run = torch.where(finite, 0.0, nonfinite_run + 1)
+                skipped = skipped + (~finite).float()
+                window.add({**loss.metrics(), "grad_norm": norm})
+                if self.ema is not None and self.iteration >= config.ema_start:
+                    self.ema.update()
+
+                if self.iteration % config.log_interval == 0 or self.iteration == config.max_iterations:
+                    means = window.flush(backend.mean)
+                    self.latest_score = means["total"]
+                    self._log(means, lr, stopwatch.flush(), skipped)
+                    if nonfinite_run.item() >= min(MAX_NONFINITE_STEPS, config.log_interval):
+                        raise TrainingDiverged(
+                            f"{int(nonfinite_run.item())} steps in a row had a non-finite loss or gradient; the last "
+                            f"read {', '.join(sorted({s for sources in recent for s in sources})[:8])}"
+                        )
+                if config.vis_interval and self.iteration % config.vis_interval == 0 and self.run_dir is not None:
+                    self._draw(batch)
+                stopping = self._should_stop()
+                if stopping or self.iteration == config.max_iterations:
+                    self._save(numbered=self.iteration % config.save_interval == 0)
+                    break
+                if self.iteration % config.save_latest_interval == 0 or self.iteration % config.save_interval == 0:
+                    self._save(numbered=self.iteration % config.save_interval == 0)
+        self._finish(interrupted=self.iteration < config.max_iterations)
+
+    def _batches(self, stopwatch: Stopwatch) -> Iterator[Batch]:
+        """Endless batches on the device, starting where a resumed run left its epoch."""
+        global_batch = self.config.bs * self.backend.world_size
+        while True:
+            self.sampler.set_epoch(self.epoch)
+            self.sampler.set_start(self._epoch_samples // global_batch)
+            iterator = iter(self.loader)
+            while True:
+                began = time.perf_counter()
+                try:
+                    batch = next(iterator, None)
+                except RuntimeError as error:
+                    raise _data_error(error) from error
+                stopwatch.waited(time.perf_counter() - began)
+                if batch is None:
+                    break
+                self._epoch_samples += global_batch
+                yield batch.to(self.backend.device)
+            self.epoch, self._epoch_samples = self.epoch + 1, 0
+
+    def _generator(self, micro: int) -> torch.Generator:
+        """All randomness of a step follows from (seed, iteration, micro-batch, rank): a resumed run repeats it."""
+        entropy = (self.config.seed, self.iteration, micro, self.backend.rank)
+        seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
+        return torch.Generator(device=self.backend.device).manual_seed(seed)
+
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        return torch.autocast(self.backend.device.type, dtype=torch.bfloat16, enabled=self.config.fp16)
+
+    # -- stopping --------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _catch_signals(self) -> Iterator[None]:
+        """Turn SIGTERM and SIGINT into a wish that the loop sees between steps; a second one acts at once."""
+
+        def remember(number: int, _frame) -> None:
+            self._stop_signal = number
+            signal.signal(number, previous[number])
+
+        previous = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _should_stop(self) -> bool:
+        """Whether any rank was told to stop; ranks agree, every few steps, so that all save the same iteration."""
+        if self.backend.world_size > 1 and self.iteration % 10:
+            return False
+        return self.backend.any(self._stop_signal is not None)
+
+    def _finish(self, interrupted: bool) -> None:
+        self.backend.barrier()
+        if self.run_dir is not None:
+            self.run_dir.close()
+        if interrupted:
+            flag = "--va-conti" if self.config.train_stage == 0 else "--vla-conti"
+            self._say(
+                f"stopped by {signal.Signals(self._stop_signal or signal.SIGTERM).name} at iteration {self.iteration}, "
+                f"saved; resume with {flag} {self.config.name}"
+            )
+        else:
+            self._say(f"done: {self.config.run_dir / 'ckpt_latest.pt'} at iteration {self.iteration}")
+
+    # -- what a person sees ----------------------------------------------------------------------------------------
+
+    def _say(self, line: str) -> None:
+        if self.backend.is_main:
+            print(f"[stage {self.config.train_stage}] {line}", flush=True)
+
+    def describe(self) -> str:
+        """One line on what trains where."""
+
+        def count(module: torch.nn.Module, trained: bool) -> str:
+            return f"{sum(p.numel() for p in module.parameters() if p.requires_grad == trained) / 1e6:.2f}M"
+
+        model, backend = self.model, self.backend
+        return (
+            f"train: expert {count(model.expert, True)} in {len(model.expert.blocks)} blocks, VLM {self.config.vlm} "
+            f"({model.vlm.mode}) {count(model.vlm, True)} trained + {count(model.vlm, False)} frozen; "
+            f"{backend.world_size} x {backend.device.type}, {self.config.bs} samples each, "
+            f"{'bf16' if self.config.fp16 else 'fp32'}; iterations {self.iteration} to {self.config.max_iterations}"
+        )
+
+    def _log(self, means: dict[str, float], lr: float, pace: tuple[float, float], skipped: torch.Tensor) -> None:
+        seconds, waiting = pace
+        if self.run_dir is None:
+            return
+        config, device = self.config, self.backend.device
+        rate = config.bs * self.backend.world_size * config.gradient_accumulation_steps / seconds
+        if device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(device) / 2**30
+        else:
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        skipped_steps = int(skipped.item())
+        values = {f"loss/{name}": means[name] for name in ("total", "translation", "rotation", "gripper")}
+        values |= {"train/grad_norm": means["grad_norm"], "train/samples_per_s": rate, "train/data_wait": waiting}
+        values |= {"train/memory_gib": memory, "train/skipped_steps": skipped_steps}
+        values |= {f"lr/{group['name']}": group["lr"] for group in self.optimizer.param_groups}
+        self.run_dir.scalars(self.iteration, values)
+        left = (config.max_iterations - self.iteration) * seconds
+        self._say(
+            f"{self.iteration}/{config.max_iterations} loss {means['total']:.3f} (trans {means['translation']:.3f} "
+            f"rot {means['rotation']:.3f} grip {means['gripper']:.3f}) lr {lr:.1e} {rate:.1f} samples/s "
+            f"data {waiting:.0%} mem {memory:.1f} GiB left {format_duration(left)}"
+            + (f" skipped {skipped_steps}" if skipped_steps else "")
+        )
+
+    def _draw(self, batch: Batch) -> None:
+        was_training = self.model.training
+        self.model.eval()
+        with self._autocast():
+            predicted = self.model.predict(batch.observation, generator=self._generator(micro=0))
+        self.model.train(was_training)
+        self.run_dir.image(self.iteration, "trajectories", trajectory_picture(batch, predicted))
+        self.run_dir.image(self.iteration, "gates", gate_picture(torch.stack(list(self.model.expert.gates))))
+
+    def _save(self, numbered: bool) -> None:
+        if self.run_dir is None:
+            return
+        best = self.latest_score < self.best_score
+        self.best_score = min(self.best_score, self.latest_score)
+        content = {
+            "weights": self.model.released_weights(),
+            "current_iters": self.iteration,
+            "last_ep": self.epoch,
+            "epoch_samples": self._epoch_samples,
+            "best_score": self.best_score,
+            "latest_score": self.latest_score,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "scheduler": {"last_epoch": self.iteration, "num_warmup": self.config.num_warmup},
+            "scaler": None,
+            **self.backend.optimizer_state(),
+        }
+        if vlm_weights := self.model.released_vlm_weights():
+            content["vlm_weights"] = vlm_weights
+        self.run_dir.save(content, numbered=numbered, best=best)
+
+
+def data_size(config: TrainConfig) -> tuple[int, int]:
+    """Height and width of the images, one for all datasets. Raises ``ConfigError``."""
+    sizes = {data.image_hw for data in config.data_configs()}
+    if len(sizes) > 1:
+        raise ConfigError(f"the datasets have image sizes {sorted(sizes)}; give --image_size")
+    return sizes.pop()
+
+
+def _data_error(error: RuntimeError) -> Exception:
+    """The message of a loader worker's ``DataError`` without the worker's traceback; other errors as they are."""
+    lines = str(error).splitlines()
+    for line in reversed(lines):
+        if "DataError: " in line:
+            return DataError(line.split("DataError: ", 1)[1])
+    return error
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        config = parse_train_config(sys.argv[1:] if argv is None else argv)
+        backend = DDPBackend(config.device)
+    except (*USER_ERRORS, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    try:
+        Trainer(config, backend).run()
+    except USER_ERRORS as error:
+        if backend.is_main:
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    except TrainingDiverged as error:
+        if backend.is_main:
+            print(f"error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        backend.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,213 @@
+"""The policy: a VLM and an action expert; loss in training, states at inference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from apt.action_expert import SIZES, ActionExpert, ExpertConfig
+from apt.action_transform import ACTION_DIM
+from apt.encoders import qwen3vl
+from apt.experts.base import ExpertLoss, RobotState
+from apt.pretrained import CheckpointMismatch, LoadReport, plan_load
+from apt.state_dict_adapter import (
+    expand_va,
+    expert_from_released,
+    expert_to_released,
+    vlm_from_released,
+    vlm_to_released,
+)
+from apt.vlm import VLM, feature_layers
+from data_utils.types import Batch, Observation
+
+
+@dataclass(frozen=True)
+class VLAConfig:
+    """What a policy is made of. Checked when constructed; nothing is loaded."""
+
+    model: str = "base"
+    """Size of the expert: tiny, small or base."""
+    vlm: str = "Qwen/Qwen3-VL-2B-Instruct"
+    """Hugging Face name, local folder, or "tiny"."""
+    vlm_layer_stride: int = 3
+    vlm_mode: str = "frozen"
+    train_stage: int = 1
+    """0: VA prior (paper's Stage 1). 1: VLA (paper's Stage 2)."""
+    num_history: int = 1
+    num_future: int = 32
+    action_step_embedding: bool = False
+    attention_backend: str = "sdpa"
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.model not in SIZES:
+            raise ValueError(f"unknown model size {self.model!r}; choose from {', '.join(SIZES)}")
+        if self.vlm_mode not in qwen3vl.MODES:
+            raise ValueError(f"unknown VLM mode {self.vlm_mode!r}; choose from {', '.join(qwen3vl.MODES)}")
+        if self.train_stage == 0 and self.vlm_mode != "frozen":
+            raise ValueError(f"stage 0 trains the VA prior with a frozen VLM; vlm mode {self.vlm_mode!r} is for stage 1")
+
+    def expert_config(self) -> ExpertConfig:
+        """Sizes of the expert; reads the VLM's configuration (not its weights)."""
+        text = qwen3vl.load_config(self.vlm).text_config
+        width, heads = SIZES[self.model]
+        return ExpertConfig(
+            width=width,
+            heads=heads,
+            num_layers=len(feature_layers(text.num_hidden_layers, self.vlm_layer_stride)),
+            input_dim=text.hidden_size,
+            train_stage=self.train_stage,
+            num_history=self.num_history,
+            num_future=self.num_future,
+            action_step_embedding=self.action_step_embedding,
+            attention_backend=self.attention_backend,
+        )
+
+
+class VLA(nn.Module):
+    """Vision-language-action policy.
+
+    Args:
+        config: what to build.
+        frozen_dtype, trained_dtype: of the VLM's parameters that do not train and that do.
+        random_vlm: build the VLM from its configuration with random weights.
+    """
+
+    def __init__(
+        self,
+        config: VLAConfig,
+        frozen_dtype: torch.dtype = torch.float32,
+        trained_dtype: torch.dtype = torch.float32,
+        random_vlm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.expert = ActionExpert(config.expert_config())
+        self.vlm = VLM(
+            config.vlm,
+            mode=config.vlm_mode,
+            layer_stride=config.vlm_layer_stride,
+            required_features=self.expert.required_features,
+            vision_only=config.train_stage == 0,
+            frozen_dtype=frozen_dtype,
+            trained_dtype=trained_dtype,
+            random_weights=random_vlm,
+        )
+        if config.gradient_checkpointing and config.vlm_mode != "frozen":
+            self.vlm.qwen.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    # -- training and inference ------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        batch: Batch,
+        generator: torch.Generator | None = None,
+        pose_noise: bool = False,
+        camera_view_dropout: float = 0.0,
+    ) -> ExpertLoss:
+        """Training loss of a batch on the model's device.
+
+        Args:
+            generator: source of every random number; None: torch's global one.
+            pose_noise: perturb proprioceptive inputs.
+            camera_view_dropout: probability with which a sample of two or more cameras loses one.
+        """
+        observation = batch.observation
+        robot = robot_state(observation)
+        draws = self.expert.draw(robot, pose_noise, generator)
+        keep = None
+        if camera_view_dropout > 0:
+            keep = draw_camera_keep(observation.camera_mask, camera_view_dropout, generator)
+        features = self.vlm(observation, keep)
+        return self.expert(features, robot, batch.future, draws, batch.gripper_mask)
+
+    @torch.no_grad()
+    def predict(
+        self,
+        observation: Observation,
+        noise: torch.Tensor | None = None,
+        steps: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        """Sampled future states (B, Ta, Nee, 17) in the world frame.
+
+        Args:
+            noise: (B, Nee, Ta, 10) to denoise from; None: drawn from ``generator``.
+            steps: denoising steps; None: 20.
+        """
+        robot = robot_state(observation)
+        if noise is None:
+            shape = (*robot.valid_ee.shape, self.config.num_future, ACTION_DIM)
+            noise = torch.randn(shape, device=robot.history.device, generator=generator)
+        return self.expert.predict(self.vlm(observation), robot, noise, steps)
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------
+
+    def released_weights(self) -> dict[str, torch.Tensor]:
+        """The expert under released names."""
+        return expert_to_released(self.expert.state_dict())
+
+    def released_vlm_weights(self) -> dict[str, torch.Tensor]:
+        """What was trained of the VLM, under released names; empty for a frozen one."""
+        trained = {name: p.detach() for name, p in self.vlm.qwen.named_parameters() if p.requires_grad}
+        return vlm_to_released(trained)
+
+    def load_weights(self, weights: dict[str, torch.Tensor], vlm_weights: dict[str, torch.Tensor] | None) -> None:
+        """Load a checkpoint of this very stage and size, whole. Raises :class:`CheckpointMismatch`, model unchanged."""
+        self.load_from_pretrain(weights, vlm_weights, strict=True)
+
+    def load_from_pretrain(
+        self,
+        weights: dict[str, torch.Tensor],
+        vlm_weights: dict[str, torch.Tensor] | None = None,
+        load_from_va: bool = False,
+        strict: bool = False,
+    ) -> LoadReport:
+        """Start from a checkpoint's tensors.
+
+        Args:
+            weights, vlm_weights: as in the file.
+            load_from_va: expand a VA prior into a VLA: its block i becomes block 2i + 1, even blocks stay fresh, every
+                other tensor is copied.
+            strict: refuse a file that leaves any of the expert's tensors fresh.
+        Raises:
+            CheckpointMismatch: another size, or another stage than asked for; the model is unchanged.
+        """
+        report = plan_load(
+            weights,
+            self.released_weights(),
+            self.config.train_stage,
+            load_from_va,
+            vlm_weights,
+            vlm_to_released(self.vlm.qwen.state_dict()),
+        )
+        problem = report.problem
+        if problem is None and strict and report.fresh:
+            problem = f"it lacks {len(report.fresh)} of the model's tensors, e.g. {report.fresh[0]}"
+        if problem is not None:
+            raise CheckpointMismatch(problem)
+        source = expand_va(weights) if load_from_va else weights
+        self.expert.load_state_dict(expert_from_released(source), strict=False)
+        if vlm_weights:
+            self.vlm.qwen.load_state_dict(vlm_from_released(vlm_weights), strict=False)
+        return report
+
+
+def robot_state(observation: Observation) -> RobotState:
+    return RobotState(
+        observation.world_from_ee, observation.world_from_ref, observation.history, observation.valid_ee
+    )
+
+
+def draw_camera_keep(
+    camera_mask: torch.Tensor, probability: float, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """(B, Ncam) bool, False for a camera to hide: with ``probability``, one of a sample's two or more shown ones."""
+    device, batch = camera_mask.device, len(camera_mask)
+    drops = torch.rand(batch, device=device, generator=generator) < probability
+    drops &= camera_mask.sum(1) >= 2
+    score = torch.rand(camera_mask.shape, device=device, generator=generator)
+    victim = torch.where(camera_mask, score, -1.0).argmax(1, keepdim=True)
+    return ~(torch.zeros_like(camera_mask).scatter_(1, victim, True) & drops.unsqueeze(1))

@@ -1,0 +1,161 @@
+"""How processes work together: the interface every back-end meets, and DDP (one process included).
+
+The trainer knows this interface alone; it has no branches per back-end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from datetime import timedelta
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+class Backend(Protocol):
+    """A strategy for running one model on one or many processes."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and prints."""
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
+        """Take charge of model and optimizer; returns what to call in the forward pass."""
+
+    def accumulating(self, is_last: bool) -> contextlib.AbstractContextManager:
+        """Context of one micro-batch; gradients are exchanged on the last."""
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradients of ``loss``, averaged over ranks."""
+
+    def step(self, max_norm: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Clip, update, clear gradients. Returns the gradient norm and whether it was finite (else nothing was
+        updated), both on the device and alike on every rank."""
+
+    def optimizer_state(self) -> dict:
+        """What ``ckpt_latest.pt`` embeds, on the main process: ``optimizer``."""
+
+    def load_optimizer_state(self, content: dict) -> None:
+        """Restore from a checkpoint's content. Raises ``ValueError`` when it does not fit."""
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """Mean over ranks."""
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank."""
+
+    def barrier(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class DDPBackend:
+    """torch's DistributedDataParallel: NCCL between GPUs, gloo between CPUs; plain torch for one process.
+
+    Ranks come from torchrun's environment (RANK, WORLD_SIZE, LOCAL_RANK).
+
+    Args:
+        device: "auto", "cpu" or "cuda".
+    """
+
+    def __init__(self, device: str = "auto", timeout_s: float = 1800.0) -> None:
+        self.rank = int(os.environ.get("RANK", 0))
+        self.world_size = int(os.environ.get("WORLD_SIZE", 1))
+        self.device = select_device(device, int(os.environ.get("LOCAL_RANK", 0)))
+        if self.world_size > 1:
+            nccl = self.device.type == "cuda"
+            dist.init_process_group(
+                "nccl" if nccl else "gloo",
+                timeout=timedelta(seconds=timeout_s),
+                device_id=self.device if nccl else None,
+            )
+        self._model: nn.Module | None = None
+        self._optimizer: torch.optim.Optimizer | None = None
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
+        self._optimizer = optimizer
+        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if self.world_size == 1:
+            self._model = model
+        else:
+            self._model = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+        return self._model
+
+    def accumulating(self, is_last: bool) -> contextlib.AbstractContextManager:
+        if is_last or self.world_size == 1:
+            return contextlib.nullcontext()
+        return self._model.no_sync()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
+    def step(self, max_norm: float) -> tuple[torch.Tensor, torch.Tensor]:
+        norm = nn.utils.clip_grad_norm_(self._trained, max_norm)
+        finite = torch.isfinite(norm)
+        # The fused optimizer reads this flag on the device and updates nothing when it is set: no sync per step.
+        self._optimizer.found_inf = (~finite).float()
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return norm, finite
+
+    def optimizer_state(self) -> dict:
+        return {"optimizer": self._optimizer.state_dict()}
+
+    def load_optimizer_state(self, content: dict) -> None:
+        saved = content.get("optimizer")
+        if saved is None:
+            raise ValueError("the checkpoint embeds no optimizer state")
+        own = self._optimizer.state_dict()
+        sizes = [[len(group["params"]) for group in state["param_groups"]] for state in (saved, own)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(f"its parameter groups hold {sizes[0]} tensors, this run's {sizes[1]}")
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        for index, state in saved["state"].items():
+            if state["exp_avg"].shape != parameters[index].shape:
+                raise ValueError(f"tensor {index} has shape {tuple(state['exp_avg'].shape)}, this run's differs")
+        # Hyper-parameters are this run's, the moments are the checkpoint's.
+        self._optimizer.load_state_dict({"state": saved["state"], "param_groups": own["param_groups"]})
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        if self.world_size > 1:
+            dist.all_reduce(values)
+            values = values / self.world_size
+        return values
+
+    def any(self, flag: bool) -> bool:
+        if self.world_size == 1:
+            return flag
+        value = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        return bool(value.item())
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier()
+
+    def close(self) -> None:
+        if self.world_size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def select_device(wanted: str, local_rank: int = 0) -> torch.device:
+    """The device of this process. Raises ``ValueError`` where CUDA is asked for and absent."""
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise ValueError("device cuda was asked for, but torch sees no CUDA device; use --device cpu")
+    if wanted == "cpu" or not available:
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device

@@ -1,0 +1,55 @@
+"""Exponential moving average of the trained parameters, stored in torch_ema's layout."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class EMA:
+    """Shadow copies of a module's trainable parameters, in module order.
+
+    Args:
+        decay: of the average; smaller over the first updates, ``(1 + n) / (10 + n)``, so that it starts from recent weights.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"ema_decay is {decay}; wanted a number from 0 to below 1")
+        self._parameters = [p for p in module.parameters() if p.requires_grad]
+        self.decay = decay
+        self.num_updates = 0
+        self.shadow = [p.detach().clone() for p in self._parameters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move towards the current parameters."""
+        self.num_updates += 1
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        torch._foreach_lerp_(self.shadow, [p.detach() for p in self._parameters], 1 - decay)
+
+    def state_dict(self) -> dict:
+        return {"decay": self.decay, "num_updates": self.num_updates, "shadow_params": self.shadow}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Raises ``ValueError`` when the shadows are not of these parameters."""
+        check_shadow(state["shadow_params"], self._parameters)
+        self.decay, self.num_updates = float(state["decay"]), int(state["num_updates"] or 0)
+        for own, saved in zip(self.shadow, state["shadow_params"], strict=True):
+            own.copy_(saved)
+
+
+def check_shadow(shadow: list[torch.Tensor], parameters: list[torch.Tensor]) -> None:
+    """Raise ``ValueError`` unless each shadow has its parameter's shape."""
+    ours, theirs = [tuple(p.shape) for p in parameters], [tuple(s.shape) for s in shadow]
+    if ours != theirs:
+        raise ValueError(f"the EMA holds {len(theirs)} tensors that do not match the model's {len(ours)} trained ones")
+
+
+@torch.no_grad()
+def apply_shadow(module: nn.Module, state: dict) -> None:
+    """Overwrite a module's trainable parameters with an EMA's state. Raises ``ValueError`` when it does not fit."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    check_shadow(state["shadow_params"], parameters)
+    for parameter, saved in zip(parameters, state["shadow_params"], strict=True):
+        parameter.copy_(saved)

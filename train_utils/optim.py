@@ -1,0 +1,42 @@
+"""Which parameters get which learning rate and decay, and the learning rate over time."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def build_optimizer(
+    model: nn.Module, max_lr: float, wd: float, vlm_lr: float | None = None, vlm_wd: float = 0.0
+) -> torch.optim.AdamW:
+    """AdamW over trainable parameters in four groups: expert / VLM x decay / no decay.
+
+    Biases and norms do not decay; nor do the VLM's token and position embeddings. Parameters named ``vlm.*`` are the VLM's.
+    """
+    groups = {
+        key: {"params": [], "weight_decay": decay, "max_lr": lr, "name": key}
+        for key, decay, lr in (
+            ("expert_decay", wd, max_lr),
+            ("expert_no_decay", 0.0, max_lr),
+            ("vlm_decay", vlm_wd, max_lr if vlm_lr is None else vlm_lr),
+            ("vlm_no_decay", 0.0, max_lr if vlm_lr is None else vlm_lr),
+        )
+    }
+    norms = {id(p) for m in model.modules() if "norm" in type(m).__name__.lower() for p in m.parameters(recurse=False)}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        part = "vlm" if name.startswith("vlm.") else "expert"
+        plain = name.endswith("bias") or id(parameter) in norms
+        embedding = part == "vlm" and ("embed_tokens" in name or "pos_embed" in name)
+        groups[f"{part}_{'no_decay' if plain or embedding else 'decay'}"]["params"].append(parameter)
+    used = [group for group in groups.values() if group["params"]]
+    return torch.optim.AdamW(used, lr=max_lr, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, num_warmup: int) -> float:
+    """Linear warm-up, then constant. ``step`` counts from 0; returns the first group's rate."""
+    factor = min(1.0, (step + 1) / num_warmup) if num_warmup else 1.0
+    for group in optimizer.param_groups:
+        group["lr"] = group["max_lr"] * factor
+    return optimizer.param_groups[0]["lr"]

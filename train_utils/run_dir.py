@@ -1,0 +1,69 @@
+"""The files of a run: checkpoints, configuration, TensorBoard events, a table of numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from apt.checkpoint import BEST, LATEST, remove_leftovers, save_checkpoint, write_config
+from apt.configs import ConfigError, TrainConfig
+
+
+def check_run_dir(config: TrainConfig) -> None:
+    """Refuse a run that would overwrite another, or resume one that is not there. Raises ``ConfigError``."""
+    latest = config.run_dir / LATEST
+    if config.resume and not latest.is_file():
+        raise ConfigError(f"cannot resume {config.name!r}: no {latest}; check the name, or start it without resuming")
+    if not config.resume and latest.exists():
+        raise ConfigError(
+            f"run {config.name!r} exists at {config.run_dir}; resume it (--va-conti/--vla-conti {config.name}), "
+            "choose another name, or remove the folder"
+        )
+
+
+class RunDirectory:
+    """Opened by the main process alone, when everything else has been built.
+
+    Args:
+        config: its ``ckpt_dir/name`` and ``log_dir/name`` are the run's folders.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._folder = config.run_dir
+        self._folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self._folder)
+        write_config(self._folder, config.to_dict())
+        log_dir = Path(config.log_dir) / config.name
+        log_dir.mkdir(parents=True, exist_ok=True)
+        self._board = SummaryWriter(str(log_dir))
+        self._table = open(log_dir / "metrics.jsonl", "a", buffering=1)
+
+    @property
+    def latest(self) -> Path:
+        return self._folder / LATEST
+
+    def save(self, content: dict, numbered: bool, best: bool) -> None:
+        """Write ``ckpt_latest.pt``, and ``ckpt_<iteration>.pt`` and ``ckpt_best.pt`` where asked."""
+        save_checkpoint(content, self.latest)
+        if numbered:
+            save_checkpoint(content, self._folder / f"ckpt_{content['current_iters']:07d}.pt")
+        if best:
+            save_checkpoint(content, self._folder / BEST)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """To TensorBoard, and a line of ``metrics.jsonl``."""
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        self._table.write(json.dumps({"step": step, **values}) + "\n")
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """(H, W, 3) uint8 RGB to TensorBoard."""
+        self._board.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self._board.close()
+        self._table.close()
