@@ -15,7 +15,10 @@ CLOSE_BELOW = 0.5  # a desired openness below this closes the gripper: only the 
 
 
 def pose_to_action(
-    world_from_ee_target: np.ndarray, openness_target: float, world_from_ee: np.ndarray, close_below: float = CLOSE_BELOW
+    world_from_ee_target: np.ndarray,
+    openness_target: float,
+    world_from_ee: np.ndarray,
+    close_below: float = CLOSE_BELOW,
 ) -> np.ndarray:
     """Action (7,) in [-1, 1] that moves the gripper from ``world_from_ee`` (4, 4) towards the target (4, 4).
 

@@ -26,10 +26,11 @@ class PickPlaceEnv:
     are rendered only when asked for. Raises ``ImportError`` with the install command where the simulator is missing.
     """
 
-    def __init__(self, scene: Scene | str = "pickplace", image_size: int = 256) -> None:
+    def __init__(self, scene: Scene | str = "pickplace", image_size: int = 256, paraphrases: int | None = None) -> None:
         simulator = import_simulator()
         self.scene = load_scene(scene) if isinstance(scene, str) else scene
         self.image_size = image_size
+        self.paraphrases = paraphrases  # prompts come from each task's first so many; None: from all
         self.sim = simulator.PickPlaceSim(self.scene)
         self._home = self.sim.robots[0].init_qpos.copy()
         self._simulator = simulator
@@ -52,7 +53,7 @@ class PickPlaceEnv:
         tasks = self.scene.tasks
         drawn = tasks[rng.integers(len(tasks))]
         self.task = drawn if task is None else task
-        prompts = self.scene.prompts(self.task)
+        prompts = self.prompts
         self.prompt = prompts[rng.integers(len(prompts))]
         self.time = 0
         robot = self.sim.robots[0]
@@ -71,6 +72,11 @@ class PickPlaceEnv:
         """Executes one OSC_POSE ``action`` (7,) in [-1, 1] for one control step (0.05 s)."""
         self.sim.step(action)
         self.time += 1
+
+    @property
+    def prompts(self) -> list[str]:
+        """The paraphrases in use of the present task's instruction."""
+        return self.scene.prompts(self.task)[: self.paraphrases]
 
     @property
     def world_from_ee(self) -> np.ndarray:
