@@ -39,8 +39,7 @@ class Episode:
         if not self.path.is_file():
             raise DataError(f"{self.path}: no such episode file; check the dataset's location")
         try:
-            # Locking is off: many workers read the same file, and network file systems often refuse locks.
-            self._file = h5py.File(self.path, "r", locking=False)
+            self._file = h5py.File(self.path, "r")
         except OSError as error:
             raise DataError(f"{self.path}: not a readable HDF5 file ({_one_line(error)}); record it again") from error
         try:
