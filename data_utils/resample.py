@@ -43,17 +43,17 @@ def interpolate_poses(times: np.ndarray, poses: np.ndarray, query: np.ndarray) -
         (Q, ..., 4, 4) float64
     """
     before, fraction = bracket(times, np.asarray(query, np.float64))
-    after = np.minimum(before + 1, len(times) - 1)
-    fraction = fraction.reshape(-1, *[1] * (poses.ndim - 2))  # (Q, ..., 1)
-    start = poses[before].astype(np.float64)
-    end = poses[after].astype(np.float64)
-    result = start.copy()
-    result[..., :3, 3] += fraction * (end[..., :3, 3] - start[..., :3, 3])
-    turn = so3_log(start[..., :3, :3].swapaxes(-1, -2) @ end[..., :3, :3])
-    result[..., :3, :3] = start[..., :3, :3] @ so3_exp(fraction * turn)
-    # At recorded times the recorded pose itself, to the bit.
-    result = np.where((fraction == 0)[..., None], start, result)
-    return np.where((fraction == 1)[..., None], end, result)
+    # At recorded times the recorded pose itself, to the bit; only the rest is interpolated.
+    result = poses[before + (fraction == 1)].astype(np.float64)
+    between = np.flatnonzero((fraction > 0) & (fraction < 1))
+    if len(between):
+        start = poses[before[between]].astype(np.float64)
+        end = poses[before[between] + 1].astype(np.float64)
+        part = fraction[between].reshape(-1, *[1] * (poses.ndim - 2))  # (q, ..., 1)
+        turn = so3_log(start[..., :3, :3].swapaxes(-1, -2) @ end[..., :3, :3])
+        result[between, ..., :3, :3] = start[..., :3, :3] @ so3_exp(part * turn)
+        result[between, ..., :3, 3] = start[..., :3, 3] + part * (end[..., :3, 3] - start[..., :3, 3])
+    return result
 
 
 def interpolate_values(times: np.ndarray, values: np.ndarray, query: np.ndarray) -> np.ndarray:
