@@ -50,6 +50,10 @@ class EvaluateConfig:
     """Control steps after which an episode counts as failed."""
     ensemble: int = 0
     """Queries that a trajectory is averaged over; 0: the newest alone."""
+    ema: bool = False
+    """Use the averaged weights."""
+    denoising_steps: int | None = None
+    """Of the diffusion sampler; None: the planner's default."""
     video: bool = False
     """Write an MP4 per episode, with the path being followed drawn in."""
     device: str = "cpu"
@@ -149,7 +153,7 @@ def _episodes(config: EvaluateConfig, env: PickPlaceEnv) -> Iterator[tuple[list[
         for episode in recorded[: config.episodes]:
             yield episode.seed, Task(episode.object, episode.container), ReplayPolicy(config.demos / episode.file)
         return
-    model = ModelPolicy(_planner(config), config.execute_steps) if config.policy == "model" else None
+    model = _model_policy(config) if config.policy == "model" else None
     for index in range(config.episodes):
         seed = [config.seed, index, 0, EVALUATION_STREAM]
         if model is not None:
@@ -161,10 +165,20 @@ def _episodes(config: EvaluateConfig, env: PickPlaceEnv) -> Iterator[tuple[list[
         yield seed, env.scene.tasks[index % len(env.scene.tasks)], policy
 
 
-def _planner(config: EvaluateConfig):
+def _model_policy(config: EvaluateConfig) -> ModelPolicy:
     from apt.infer.planner import TrajPlanner  # torch and the model's libraries: only where a model is evaluated
 
-    return TrajPlanner(str(config.ckpt), device=config.device, ensemble=config.ensemble)
+    planner = TrajPlanner(
+        config.ckpt,
+        device=config.device,
+        ensemble=config.ensemble,
+        use_ema=config.ema,
+        seed=config.seed,
+        steps=config.denoising_steps,
+    )
+    sampling = planner.get_config()
+    looks_back = sampling.num_obs > 1 or sampling.num_history > 1
+    return ModelPolicy(planner, config.execute_steps, observe_every_step=looks_back)
 
 
 def _row(index: int, seed: list[int], result: EpisodeResult) -> dict:

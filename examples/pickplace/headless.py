@@ -6,6 +6,7 @@ import ctypes
 import importlib
 import logging
 import os
+import sys
 from types import ModuleType
 
 _LIBRARIES = {"egl": "libEGL.so.1", "osmesa": "libOSMesa.so.8"}
@@ -40,6 +41,12 @@ def import_simulator() -> ModuleType:
     Raises ``ImportError`` with what to install where robosuite, MuJoCo or an OpenGL library is missing.
     """
     gl = select_gl()
+    loaded = sys.modules.get("mujoco.gl_context")
+    if loaded is not None and loaded.GLContext.__module__ != f"mujoco.{gl}":
+        raise ImportError(
+            f"mujoco was imported before with {loaded.GLContext.__module__}, which cannot be changed any more; "
+            f"set MUJOCO_GL={gl} before anything imports mujoco or robosuite"
+        )
     # robosuite asks, as a warning at each import, for a file of private settings; nothing here needs one.
     logging.getLogger("robosuite_logs").addFilter(_is_not_about_macros)
     try:

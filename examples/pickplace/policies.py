@@ -16,15 +16,17 @@ class ModelPolicy:
     """Queries a planner every ``execute_steps`` control steps and follows its newest trajectory in between.
 
     ``planner`` has ``reset``, ``set_prompt``, ``add_obs_frame`` and ``get_action`` as ``TrajPlanner`` has them; its
-    times count control steps.
+    times count control steps. A planner whose policy looks further back than the newest frame needs
+    ``observe_every_step``; else frames are rendered at queries alone.
     """
 
     perturbable = False
 
-    def __init__(self, planner, execute_steps: int) -> None:
+    def __init__(self, planner, execute_steps: int, observe_every_step: bool = False) -> None:
         if execute_steps < 1:
             raise ValueError(f"execute_steps is {execute_steps}; it must be at least 1")
         self._planner, self._execute_steps = planner, execute_steps
+        self._observe_every_step = observe_every_step
         self.done = False
 
     def reset(self, env: PickPlaceEnv) -> None:
@@ -34,8 +36,10 @@ class ModelPolicy:
         self.path: np.ndarray | None = None  # (Ta, 4, 4), the trajectory being followed
 
     def target(self, env: PickPlaceEnv) -> tuple[np.ndarray, float]:
-        if env.time - self._query_time >= self._execute_steps:
+        query = env.time - self._query_time >= self._execute_steps
+        if query or self._observe_every_step:
             self._planner.add_obs_frame(env.obs_frame())
+        if query:
             answer = self._planner.get_action()
             if answer is None:
                 raise RuntimeError("the planner gave no action although it has an observation frame")
