@@ -71,4 +71,5 @@ def _sentence(box: str) -> str:
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
     lines = [re.sub(r"[│╭╮╰╯─]+", " ", line).strip() for line in plain.splitlines()]
     kept = [line for line in lines if line and not line.lower().startswith(("parsing error", "for full helptext"))]
-    return " ".join(kept) or "the command line does not parse; see --help"
+    text = re.sub(r"^.*?Error parsing ", "", " ".join(kept))
+    return text.split(" Argument helptext")[0] or "the command line does not parse; see --help"

@@ -25,7 +25,9 @@ class LoadReport:
     fresh: list[str] = field(default_factory=list)
     """Tensors of the model that keep their initial values."""
     dropped: list[str] = field(default_factory=list)
-    """Tensors of the file that the model has no place for."""
+    """Tensors of the file's expert that the model has no place for."""
+    vlm_dropped: list[str] = field(default_factory=list)
+    """The same of the file's VLM: dropping these would change the policy, so such a file does not fit."""
     mismatched: list[str] = field(default_factory=list)
     """``name: (file's shape) for (model's shape)``."""
 
@@ -42,6 +44,11 @@ class LoadReport:
             return f"it is a stage-{self.stage} checkpoint, a stage-{self.wanted_stage} one is wanted{hint}"
         if self.mismatched:
             return f"{len(self.mismatched)} tensors differ in shape (another model size?), e.g. {self.mismatched[0]}"
+        if self.vlm_dropped:
+            return (
+                f"{len(self.vlm_dropped)} tuned VLM tensors have no place in the model (LoRA adapters need VLM mode "
+                f"lora), e.g. {self.vlm_dropped[0]}"
+            )
         return None
 
 
@@ -64,18 +71,21 @@ def plan_load(
     """
     report = LoadReport(stage=checkpoint_stage(weights), wanted_stage=0 if load_from_va else train_stage)
     source = expand_va(weights) if load_from_va else dict(weights)
-    _compare(source, target, report)
+    report.dropped = _compare(source, target, report)
     report.fresh = [name for name in target if name not in source]
     if vlm_weights and vlm_target is not None:
-        _compare(vlm_weights, vlm_target, report)
+        report.vlm_dropped = _compare(vlm_weights, vlm_target, report)
     return report
 
 
-def _compare(source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor], report: LoadReport) -> None:
+def _compare(source: Mapping[str, torch.Tensor], target: Mapping[str, torch.Tensor], report: LoadReport) -> list[str]:
+    """Sort the source's tensors into the report; returns those without a place."""
+    dropped = []
     for name, tensor in source.items():
         if name not in target:
-            report.dropped.append(name)
+            dropped.append(name)
         elif tensor.shape != target[name].shape:
             report.mismatched.append(f"{name}: {tuple(tensor.shape)} for {tuple(target[name].shape)}")
         else:
             report.copied.append(name)
+    return dropped

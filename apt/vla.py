@@ -95,6 +95,7 @@ class VLA(nn.Module):
             trained_dtype=trained_dtype,
             random_weights=random_vlm,
         )
+        self._tuned_vlm_names = {name for name, p in self.vlm.qwen.named_parameters() if p.requires_grad}
         if config.gradient_checkpointing and config.vlm_mode != "frozen":
             self.vlm.qwen.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
@@ -150,9 +151,10 @@ class VLA(nn.Module):
         return expert_to_released(self.expert.state_dict())
 
     def released_vlm_weights(self) -> dict[str, torch.Tensor]:
-        """What was trained of the VLM, under released names; empty for a frozen one."""
-        trained = {name: p.detach() for name, p in self.vlm.qwen.named_parameters() if p.requires_grad}
-        return vlm_to_released(trained)
+        """What of the VLM differs from its published weights, under released names: what this run trains, and what
+        the checkpoint it started from had trained. Empty for a VLM that was never tuned."""
+        parameters = self.vlm.qwen.named_parameters()
+        return vlm_to_released({name: p.detach() for name, p in parameters if name in self._tuned_vlm_names})
 
     def load_weights(self, weights: dict[str, torch.Tensor], vlm_weights: dict[str, torch.Tensor] | None) -> None:
         """Load a checkpoint of this very stage and size, whole. Raises :class:`CheckpointMismatch`, model unchanged."""
@@ -191,7 +193,9 @@ class VLA(nn.Module):
         source = expand_va(weights) if load_from_va else weights
         self.expert.load_state_dict(expert_from_released(source), strict=False)
         if vlm_weights:
-            self.vlm.qwen.load_state_dict(vlm_from_released(vlm_weights), strict=False)
+            tuned = vlm_from_released(vlm_weights)
+            self.vlm.qwen.load_state_dict(tuned, strict=False)
+            self._tuned_vlm_names |= set(tuned)
         return report
 
 

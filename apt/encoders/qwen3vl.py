@@ -29,6 +29,10 @@ def resolve(name: str) -> str:
 
 
 def _load(loader, name: str, what: str, **options):
+    from transformers.utils import logging
+
+    if name == TINY_NAME:
+        logging.disable_progress_bar()
     try:
         return loader(resolve(name), **options)
     except (OSError, ValueError, KeyError) as error:
@@ -40,6 +44,8 @@ def _load(loader, name: str, what: str, **options):
             "(hf download NAME --local-dir DIR) and give the folder, or use 'tiny'"
         )
         raise VLMLoadError(f"VLM {name!r}: cannot load its {what}: {hint} ({str(error).splitlines()[0]})") from error
+    finally:
+        logging.enable_progress_bar()
 
 
 def load_config(name: str):

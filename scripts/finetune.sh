@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Task adaptation; bash scripts/finetune.sh --help lists the flags.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
+export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+exec "$PYTHON" -m train_utils.launch finetune "$@"

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Two-stage training; bash scripts/train.sh --help lists the flags.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/python.sh"
+export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+exec "$PYTHON" -m train_utils.launch train "$@"

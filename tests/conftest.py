@@ -1,0 +1,42 @@
+"""Fixtures shared by the suite."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.synthetic import write_episode
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads():
+    torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(scope="session")
+def episode_dir(tmp_path_factory) -> Path:
+    """Six synthetic episodes for ``PickPlaceCan``."""
+    folder = tmp_path_factory.mktemp("episodes")
+    for index in range(6):
+        write_episode(folder / f"ep{index:03d}.h5", index)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_loc(tmp_path_factory, episode_dir) -> Path:
+    """A location file that knows ``PickPlaceCan`` alone."""
+    path = tmp_path_factory.mktemp("loc") / "data_loc.yaml"
+    path.write_text(f"default:\n  PickPlaceCan: {episode_dir}\n")
+    return path
+
+
+@pytest.fixture
+def located(monkeypatch, data_loc) -> Path:
+    """``APT_DATA_LOC`` points at the synthetic episodes."""
+    monkeypatch.setenv("APT_DATA_LOC", str(data_loc))
+    return data_loc

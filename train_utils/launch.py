@@ -1,0 +1,200 @@
+"""What ``scripts/train.sh`` and ``scripts/finetune.sh`` do: check everything, then run the stages one after the other."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from apt.checkpoint import LATEST, CheckpointError, find_checkpoint, load_checkpoint
+from apt.cli import CommandLineError, parse_train_config
+from apt.configs import ConfigError, TrainConfig
+from apt.state_dict_adapter import checkpoint_stage
+from data_utils.data_loc import locate
+from data_utils.errors import DataError
+from train_utils.run_dir import check_run_dir
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage as it will be run."""
+
+    config: TrainConfig
+    argv: list[str]  # of apt.train
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise CommandLineError(f"{message}; --help lists the flags")
+
+
+def build_parser(command: str) -> argparse.ArgumentParser:
+    finetune = command == "finetune"
+    parser = _Parser(
+        prog=f"scripts/{command}.sh",
+        description=(
+            "Fine-tune a pretrained policy." if finetune else "Train a policy: stage 0 (VA prior), then stage 1 (VLA)."
+        ),
+        epilog="Any further --field value pairs set fields of TrainConfig (python -m apt.train --help lists them).",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--backend", choices=("ddp", "deepspeed"), default="ddp", help="how processes work together (default: ddp)")
+    add("--gpus", help='GPU indices, e.g. 0,1,2,3, or "cpu" (default: every GPU, else the CPU)')
+    add("--stage", choices=("0", "1", "both"), default="1" if finetune else "both", help="default: %(default)s")
+    add("--config", required=True, help="preset of apt/configs.py")
+    add("--va-name", help="name of the stage-0 run (default: CONFIG_va)")
+    add("--vla-name", help="name of the stage-1 run (default: CONFIG_vla)")
+    add("--va-conti", metavar="NAME", help="resume this stage-0 run")
+    add("--vla-conti", metavar="NAME", help="resume this stage-1 run")
+    if finetune:
+        add("--pretrained-ckpt", metavar="CKPT", help="run name under the checkpoint root, or path to a .pt")
+    add("--bs", type=int, help="batch size per process")
+    add("--max-iter", type=int, help="iterations of each stage")
+    add("--accum", type=int, help="gradient accumulation steps")
+    add("--vlm-mode", choices=("frozen", "lora", "full"), help="what of the VLM trains in stage 1")
+    add("--vlm-lr", type=float, help="learning rate of the VLM's parameters")
+    add("--gc", action="store_true", help="gradient checkpointing in the VLM")
+    add("--port", type=int, default=29500, help="port for the processes to meet at (default: %(default)s)")
+    add("--nnodes", type=int, default=1, help="machines (default: %(default)s)")
+    add("--node-rank", type=int, default=0, help="this machine, 0 to nnodes - 1")
+    add("--master-addr", default="127.0.0.1", help="address of machine 0 (default: %(default)s)")
+    return parser
+
+
+def plan(command: str, argv: list[str]) -> tuple[argparse.Namespace, list[Stage]]:
+    """The stages to run, every name, path and field checked.
+
+    Raises:
+        CommandLineError, ConfigError, CheckpointError, DataError: one line each.
+    """
+    args, fields = build_parser(command).parse_known_args(argv)
+    if args.backend == "deepspeed":
+        raise CommandLineError("back-end deepspeed is not part of this version; use --backend ddp")
+    for flag, field in (("bs", "bs"), ("max_iter", "max_iterations"), ("accum", "gradient_accumulation_steps")):
+        if getattr(args, flag) is not None:
+            fields += [f"--{field}", str(getattr(args, flag))]
+    if args.gpus == "cpu":
+        fields += ["--device", "cpu"]
+    if args.gc:
+        fields += ["--use_gradient_checkpointing", "True"]
+    stages = []
+    pretrained = getattr(args, "pretrained_ckpt", None)
+    if args.stage in ("0", "both"):
+        name = args.va_conti or args.va_name or f"{args.config}_va"
+        own = ["--train_stage", "0", "--name", name] + (["--resume", "True"] if args.va_conti else [])
+        if pretrained and not args.va_conti:
+            own += ["--pretrained_ckpt", pretrained]
+        stages.append(_stage(args, fields + own))
+    if args.stage in ("1", "both"):
+        name = args.vla_conti or args.vla_name or f"{args.config}_vla"
+        own = ["--train_stage", "1", "--name", name]
+        if args.vlm_mode is not None:
+            own += ["--vlm_finetune_mode", args.vlm_mode]
+        if args.vlm_lr is not None:
+            own += ["--vlm_lr", str(args.vlm_lr)]
+        if args.vla_conti:
+            own += ["--resume", "True"]
+        elif not _says(fields, "pretrained_ckpt"):
+            own += _upstream(args, stages, fields, pretrained)
+        stages.append(_stage(args, fields + own))
+    return args, stages
+
+
+def _stage(args: argparse.Namespace, fields: list[str]) -> Stage:
+    argv = ["--config", args.config, *fields]
+    config = parse_train_config(argv)
+    check_run_dir(config)
+    for dataset in config.dataset_classes:
+        locate(dataset)
+    return Stage(config, argv)
+
+
+def _says(fields: list[str], field: str) -> bool:
+    return any(argument.split("=")[0].removeprefix("--").replace("-", "_") == field for argument in fields)
+
+
+def _upstream(args: argparse.Namespace, stages: list[Stage], fields: list[str], pretrained: str | None) -> list[str]:
+    """Where stage 1 starts: this run's stage 0, a stage-0 run of that name, or the pretrained checkpoint."""
+    if stages:
+        return ["--pretrained_ckpt", stages[0].config.name, "--load_from_va", "True"]
+    ckpt_dir = parse_train_config(["--config", args.config, *fields]).ckpt_dir
+    if pretrained and not args.va_name:
+        path = find_checkpoint(pretrained, ckpt_dir)
+        expand = checkpoint_stage(load_checkpoint(path)["weights"]) == 0
+        return ["--pretrained_ckpt", pretrained, "--load_from_va", str(expand)]
+    name = args.va_conti or args.va_name or f"{args.config}_va"
+    find_checkpoint(name, ckpt_dir)
+    return ["--pretrained_ckpt", name, "--load_from_va", "True"]
+
+
+def run_stage(args: argparse.Namespace, stage: Stage) -> int:
+    """Run one stage to its end; returns its exit code. SIGTERM and SIGINT reach the workers, which save and stop."""
+    environment = dict(os.environ)
+    workers = 1
+    if args.gpus and args.gpus != "cpu":
+        environment["CUDA_VISIBLE_DEVICES"] = args.gpus
+        workers = len(args.gpus.split(","))
+    elif args.gpus is None and stage.config.device != "cpu":
+        import torch
+
+        workers = max(1, torch.cuda.device_count())
+    command = [sys.executable]
+    if workers * args.nnodes > 1:
+        command += ["-m", "torch.distributed.run", f"--nnodes={args.nnodes}", f"--node_rank={args.node_rank}"]
+        command += [f"--nproc_per_node={workers}", f"--master_addr={args.master_addr}", f"--master_port={args.port}"]
+    command += ["-m", "apt.train", *stage.argv]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), environment.get("PYTHONPATH")]))
+    # A session of its own: a Ctrl-C in the terminal comes here first, and workers are told once.
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+
+    def forward(_number: int, _frame) -> None:
+        for worker in _children(process.pid) or [process.pid]:
+            os.kill(worker, signal.SIGTERM)
+
+    previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        return process.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _children(pid: int) -> list[int]:
+    """Worker processes of torchrun; none for a plain training process (its children are data loaders)."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [int(child) for child in children] if b"torch.distributed.run" in words else []
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    command, *rest = argv
+    try:
+        args, stages = plan(command, rest)
+    except (CommandLineError, ConfigError, CheckpointError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for stage in stages:
+        code = run_stage(args, stage)
+        if code:
+            print(f"error: stage {stage.config.train_stage} failed with exit code {code}", file=sys.stderr)
+            return code if code > 0 else 1
+        if stage is not stages[-1]:
+            done = load_checkpoint(stage.config.run_dir / LATEST)["current_iters"]
+            if done < stage.config.max_iterations:  # stopped by a signal: it saved, and said how to resume
+                return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
