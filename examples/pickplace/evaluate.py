@@ -98,8 +98,8 @@ def evaluate(config: EvaluateConfig) -> dict:
 
                 def add_to_video(pose, openness, writer=writer, policy=policy) -> None:
                     if writer is not None:
-                        path = getattr(policy, "path", None)
-                        writer.add(env, np.stack([env.world_from_ee, pose]) if path is None else path)
+                        next_step = np.stack([env.world_from_ee, pose])
+                        writer.add(env, next_step if policy.path is None else policy.path)
 
                 result = run_episode(env, policy, config.max_steps, on_step=add_to_video)
             rows.append(_row(index, seed, result))

@@ -37,6 +37,8 @@ class Phase(enum.Enum):
 class ScriptedExpert:
     """Picks the task's object and drops it into the task's container; goes back for it where the grasp failed."""
 
+    path = None  # it decides on the next step alone
+
     def reset(self, env: PickPlaceEnv) -> None:
         """Plans for the environment's present state."""
         self.phase = Phase.APPROACH

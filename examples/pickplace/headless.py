@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import sys
+import warnings
 from types import ModuleType
 
 _LIBRARIES = {"egl": "libEGL.so.1", "osmesa": "libOSMesa.so.8"}
@@ -50,7 +51,9 @@ def import_simulator() -> ModuleType:
     # robosuite asks, as a warning at each import, for a file of private settings; nothing here needs one.
     logging.getLogger("robosuite_logs").addFilter(_is_not_about_macros)
     try:
-        return importlib.import_module("examples.pickplace.simulator")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=DeprecationWarning)  # in how robosuite logs that request
+            return importlib.import_module("examples.pickplace.simulator")
     except ModuleNotFoundError as error:
         raise ImportError(f"the simulator needs {error.name}; run: {_INSTALL_SIM}") from error
     except (AttributeError, ImportError, OSError) as error:  # PyOpenGL's ways of saying that a library is missing

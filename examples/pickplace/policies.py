@@ -20,6 +20,7 @@ class ModelPolicy:
     ``observe_every_step``; else frames are rendered at queries alone.
     """
 
+    done = False
     perturbable = False
 
     def __init__(self, planner, execute_steps: int, observe_every_step: bool = False) -> None:
@@ -27,7 +28,6 @@ class ModelPolicy:
             raise ValueError(f"execute_steps is {execute_steps}; it must be at least 1")
         self._planner, self._execute_steps = planner, execute_steps
         self._observe_every_step = observe_every_step
-        self.done = False
 
     def reset(self, env: PickPlaceEnv) -> None:
         self._planner.reset()
@@ -53,6 +53,7 @@ class ModelPolicy:
 class ReplayPolicy:
     """Replays the desired poses of a recorded episode, step by step, through the same control rule."""
 
+    done = False
     perturbable = False
 
     def __init__(self, path: Path) -> None:
@@ -69,14 +70,12 @@ class ReplayPolicy:
         step = min(env.time, len(self._poses) - 1)
         return self._poses[step], float(self._openness[step])
 
-    done = False
-
 
 class RandomPolicy:
     """Wanders: targets up to one action away, kept for some steps, gripper at random. The floor of any score."""
 
-    perturbable = False
     done = False
+    perturbable = False
 
     def __init__(self, rng: np.random.Generator, hold_steps: int = 5) -> None:
         self._rng, self._hold_steps = rng, hold_steps

@@ -17,6 +17,10 @@ APPROACH_DISTANCE = 0.02  # m from the grip site to an object's bounding box
 class Policy(Protocol):
     done: bool
     """True once the policy has nothing more to do; one that never knows keeps it False."""
+    perturbable: bool
+    """Whether a disturbance may act now."""
+    path: np.ndarray | None
+    """Poses (N, 4, 4) that the policy is following, for videos; None where it plans only the next step."""
 
     def reset(self, env: PickPlaceEnv) -> None: ...
 
@@ -76,7 +80,7 @@ def run_episode(
     """Runs ``policy`` in a freshly reset environment until success, until it is done, or for ``max_steps``.
 
     ``on_step`` is called with the desired pose (4, 4) and openness before each control step. ``disturbance`` acts
-    only while a policy says it is ``perturbable``.
+    only while the policy is ``perturbable``.
     """
     policy.reset(env)
     approached: str | None = None
