@@ -98,18 +98,22 @@ class H5DatasetMapBase(torch.utils.data.Dataset):
         observed = [frame]
         if config.num_obs > 1:
             observed = [*nearest_index(times, observed_times(config, now, step)[:-1]).tolist(), frame]
-        return make_sample(
-            config,
-            [{camera: _camera_frame(episode, camera, i) for camera in config.cameras} for i in observed],
-            states,
-            now,
-            self._prompt(episode, frame, draw),
-            step=step,
-            targets=targets,
-            commanded=episode.has_desired,
-            rng=draw,
-            source=f"{episode.path} frame {frame}",
-        )
+        observed_frames = [{camera: _camera_frame(episode, camera, i) for camera in config.cameras} for i in observed]
+        try:
+            return make_sample(
+                config,
+                observed_frames,
+                states,
+                now,
+                self._prompt(episode, frame, draw),
+                step=step,
+                targets=targets,
+                commanded=episode.has_desired,
+                rng=draw,
+                source=f"{episode.path} frame {frame}",
+            )
+        except ValueError as error:
+            raise DataError(f"{episode.path} frame {frame}: {error}") from error
 
     def __getitem__(self, index: int) -> dict:
         """The sample as a dictionary of numpy arrays and a text; see :func:`sample_to_dict`.

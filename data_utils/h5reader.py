@@ -43,7 +43,8 @@ class Episode:
         except OSError as error:
             raise DataError(f"{self.path}: not a readable HDF5 file ({_one_line(error)}); record it again") from error
         try:
-            self._check_header(cameras)
+            with self._reading("header"):
+                self._check_header(cameras)
         except BaseException:
             self._file.close()
             raise
@@ -66,8 +67,8 @@ class Episode:
         self._arrays: dict[str, np.ndarray] = {}
         self._datasets: dict[str, h5py.Dataset] = {}
         self._sources: dict[str, str] = {}  # camera -> "jpeg", "raw" or "video"
-        with self._reading("attributes"):
-            self._attrs = dict(self._file.attrs)
+        self._jpeg_shapes: dict[str, tuple[int, ...]] = {}
+        self._attrs = dict(self._file.attrs)
         self._check_prompts()
 
         shape, _ = self._dataset("ee_pose", "f")
@@ -104,7 +105,7 @@ class Episode:
 
     def _check_prompts(self) -> None:
         self.prompts: list[str] = []
-        for name in sorted(name for name in self._attrs if "prompt_text" in name):
+        for name in sorted(name for name in self._attrs if isinstance(name, str) and "prompt_text" in name):
             for value in np.atleast_1d(self._attrs[name]).tolist():
                 text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
                 if not isinstance(text, str) or not text.strip():
@@ -304,6 +305,9 @@ class Episode:
             raise self._fault(key, f"at frame {index} is not a decodable JPEG ({_one_line(error)})") from error
         if image is None:
             raise self._fault(key, f"at frame {index} is not a decodable JPEG; record the episode again")
+        first = self._jpeg_shapes.setdefault(key, image.shape)
+        if image.shape != first:
+            raise self._fault(key, f"at frame {index} is {image.shape[:2]}, other frames are {first[:2]}")
         return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if self._swap_jpeg else image
 
     @property
@@ -351,6 +355,8 @@ class Episode:
         """HDF5 reports damage with many exception types; all become one that names the place."""
         try:
             yield
+        except DataError:
+            raise
         except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError, OverflowError) as error:
             where = "" if frame is None else f" at frame {frame}"
             raise self._fault(key, f"cannot be read{where} ({_one_line(error)}); the file is damaged") from error

@@ -175,6 +175,8 @@ def _place(
 ) -> np.ndarray:
     """Letterbox one frame into ``rgb`` (3, H', W') and ``mask`` (H', W'), both zero before; returns K (3, 3)."""
     image, valid, K = frame.rgb, frame.mask, frame.K
+    if valid is not None and valid.shape != image.shape[:2]:
+        raise ValueError(f"an image of {image.shape[:2]} has a mask of {valid.shape}; they must agree")
     if augmentation is not None and augmentation.crop is not None:
         top, left, height, width = augmentation.crop_window(image.shape[:2])
         image = image[top : top + height, left : left + width]
