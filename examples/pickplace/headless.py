@@ -10,11 +10,9 @@ import sys
 import warnings
 from types import ModuleType
 
-_LIBRARIES = {"egl": "libEGL.so.1", "osmesa": "libOSMesa.so.8"}
-_INSTALL_GL = "apt-get install libosmesa6 (or libegl1 libgl1-mesa-dri)"
-_INSTALL_SIM = (
-    "pip install --no-deps robosuite==1.4.1 mujoco==3.3.2 && pip install numba termcolor glfw absl-py pyopengl"
-)
+_LIBRARIES = {"egl": ("libEGL.so.1",), "osmesa": ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so")}
+INSTALL_GL = "apt-get install libosmesa6 (or libegl1 libgl1-mesa-dri)"
+_INSTALL_SIM = "pip install --no-deps robosuite==1.4.1 mujoco==3.3.2 && pip install numba termcolor glfw absl-py etils[epath] pyopengl"
 
 
 def select_gl() -> str:
@@ -29,7 +27,7 @@ def select_gl() -> str:
         order = ("egl", "osmesa") if has_device else ("osmesa", "egl")
         chosen = next((name for name in order if _loads(_LIBRARIES[name])), "")
         if not chosen:
-            raise RuntimeError(f"no headless OpenGL library found for the simulator; run: {_INSTALL_GL}")
+            raise RuntimeError(f"no headless OpenGL library found for the simulator; run: {INSTALL_GL}")
     if chosen not in _LIBRARIES:
         raise RuntimeError(f"MUJOCO_GL={chosen} cannot render without a screen; set it to egl or osmesa, or unset it")
     os.environ["MUJOCO_GL"] = chosen
@@ -55,18 +53,21 @@ def import_simulator() -> ModuleType:
             warnings.filterwarnings("ignore", category=DeprecationWarning)  # in how robosuite logs that request
             return importlib.import_module("examples.pickplace.simulator")
     except ModuleNotFoundError as error:
-        raise ImportError(f"the simulator needs {error.name}; run: {_INSTALL_SIM}") from error
+        raise ImportError(f"the simulator needs {(error.name or '').partition('.')[0]}; run: {_INSTALL_SIM}") from error
     except (AttributeError, ImportError, OSError) as error:  # PyOpenGL's ways of saying that a library is missing
-        raise ImportError(f"MUJOCO_GL={gl} did not load ({error}); run: {_INSTALL_GL}") from error
+        raise ImportError(f"MUJOCO_GL={gl} did not load ({error}); run: {INSTALL_GL}") from error
 
 
 def _is_not_about_macros(record: logging.LogRecord) -> bool:
     return record.module != "macros"
 
 
-def _loads(library: str) -> bool:
-    try:
-        ctypes.CDLL(library)
-    except OSError:
-        return False
-    return True
+def _loads(names: tuple[str, ...]) -> bool:
+    """Whether a shared library is installed under one of its ``names``."""
+    for name in names:
+        try:
+            ctypes.CDLL(name)
+        except OSError:
+            continue
+        return True
+    return False

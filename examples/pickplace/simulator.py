@@ -5,6 +5,7 @@ Import it through ``headless.import_simulator``: robosuite decides on its OpenGL
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from pathlib import Path
 from xml.etree import ElementTree
@@ -19,6 +20,7 @@ from robosuite.models.tasks import ManipulationTask
 from robosuite.utils.mjcf_utils import array_to_string, xml_path_completion
 from scipy.spatial.transform import Rotation
 
+from examples.pickplace.headless import INSTALL_GL
 from examples.pickplace.scene import CameraSpec, Scene
 
 CONTROL_HZ = 20
@@ -161,6 +163,8 @@ class PickPlaceSim(SingleArmEnv):
 class CameraRenderer:
     """Renders the scene's cameras, upright, at ``height`` x ``width``; cheap enough for a CPU.
 
+    Raises ``RuntimeError`` where OpenGL does not start.
+
     No multi-sampling, shadows or reflections, and geometry outside a camera's view is not sent to OpenGL at all:
     on two CPU cores the arm's meshes are most of the cost.
     """
@@ -171,7 +175,14 @@ class CameraRenderer:
         self._model.vis.global_.offheight = height
         self._model.vis.global_.offwidth = width
         self._model.vis.quality.offsamples = 0
-        self._renderer = mujoco.Renderer(self._model, height=height, width=width)
+        try:
+            self._renderer = mujoco.Renderer(self._model, height=height, width=width)
+        except (ImportError, RuntimeError, mujoco.FatalError) as error:
+            gl = os.environ["MUJOCO_GL"]
+            raise RuntimeError(
+                f"MUJOCO_GL={gl} loads but cannot render here ({error}); "
+                f"set MUJOCO_GL={'osmesa' if gl == 'egl' else 'egl'}, or run: {INSTALL_GL}"
+            ) from error
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
             self._renderer.scene.flags[flag] = 0
         self._options = mujoco.MjvOption()
