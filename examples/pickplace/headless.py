@@ -12,7 +12,9 @@ from types import ModuleType
 
 _LIBRARIES = {"egl": ("libEGL.so.1",), "osmesa": ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so")}
 INSTALL_GL = "apt-get install libosmesa6 (or libegl1 libgl1-mesa-dri)"
-_INSTALL_SIM = "pip install --no-deps robosuite==1.4.1 mujoco==3.3.2 && pip install numba termcolor glfw absl-py etils[epath] pyopengl"
+_INSTALL_SIM = "pip install --no-deps robosuite==1.4.1 mujoco==3.3.2 && " + (
+    "pip install numba termcolor glfw absl-py etils[epath] pyopengl"
+)
 
 
 def select_gl() -> str:
