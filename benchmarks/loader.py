@@ -120,6 +120,8 @@ def main() -> None:
         paths = make_episodes(Path(folder), options.episodes, options.frames)
         size = sum(path.stat().st_size for path in paths) / (len(paths) * options.frames * len(CAMERAS))
         plain, augmented = PickPlaceCan(paths, train=False), PickPlaceCan(paths, train=True)
+        reopening = PickPlaceCan(paths, train=False)
+        reopening.max_open_episodes = 1
         order = np.random.default_rng(1).integers(0, [len(paths), options.frames], (4096, 2)).tolist()
         tokens = TokenizedPrompt(np.arange(160), np.zeros((3, 160), np.int64))
         collate = Collator(lambda prompt, cameras: tokens, 0, plain.config.num_cameras, plain.config.num_arms)
@@ -143,6 +145,7 @@ def main() -> None:
             ),
             ("sample, no augmentation", rate(lambda n: draw(plain, n), options.seconds)),
             ("sample, crop + colour + blur", rate(lambda n: draw(augmented, n), options.seconds)),
+            ("sample, no augmentation, a new file each time", rate(lambda n: draw(reopening, n), options.seconds)),
             ("collate, batches of 32", 32 * rate(lambda n: collate(batch), options.seconds)),
         ]
     print(f"two {SIDE}x{SIDE} JPEG cameras, {size / 1024:.1f} KiB per frame, one process, one thread\n")

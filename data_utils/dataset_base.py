@@ -19,7 +19,6 @@ from data_utils.observation import CameraFrame, StateTrack, make_sample, observe
 from data_utils.resample import nearest_index
 from data_utils.types import Sample
 
-MAX_OPEN_EPISODES = 64  # per dataset and worker: seven datasets stay well below the usual limit of 1024 open files
 SCENE_PREFIX = re.compile(r"^\w*_SCENE\d+[_ ]+")
 
 
@@ -40,6 +39,8 @@ class H5DatasetMapBase(torch.utils.data.Dataset):
     config: DataConfig
     half_in_stage0: bool = False
     """Whether the VA prior is trained on the first half of the episodes only."""
+    max_open_episodes: int = 64
+    """Kept open per worker: seven datasets stay well below the usual limit of 1024 files."""
 
     def __init__(
         self,
@@ -159,7 +160,7 @@ class H5DatasetMapBase(torch.utils.data.Dataset):
             return self._open_episodes[index]
         episode = self._open(self.paths[index])
         self._open_episodes[index] = episode
-        if len(self._open_episodes) > MAX_OPEN_EPISODES:
+        if len(self._open_episodes) > self.max_open_episodes:
             self._open_episodes.popitem(last=False)[1].close()
         return episode
 

@@ -274,10 +274,10 @@ def test_every_header_is_checked_when_a_dataset_is_opened(tmp_path):
         H5DatasetMapBase([], config())
 
 
-def test_open_files_are_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr("data_utils.dataset_base.MAX_OPEN_EPISODES", 2)
+def test_open_files_are_bounded(tmp_path):
     paths = [write_episode(tmp_path / f"{i}.h5", frames=2) for i in range(4)]
     dataset = H5DatasetMapBase(paths, config())
+    dataset.max_open_episodes = 2
     for index in (0, 1, 0, 2, 3, 0):
         dataset.sample(index, rng())
     assert list(dataset._open_episodes) == [3, 0]
