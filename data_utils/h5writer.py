@@ -39,6 +39,7 @@ class EpisodeWriter:
         jpeg_quality: int = 95,
     ) -> None:
         self.path = Path(path)
+        self._scalars: dict[str, list[np.ndarray]] = {"timestamp": [], "ee_pose": [], "gripper": []}
         self.cameras = tuple(cameras)
         self.num_arms = num_arms
         self.prompts = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -51,7 +52,6 @@ class EpisodeWriter:
             raise self._fault("prompts", f"are {self.prompts!r}; wanted at least one non-empty text")
         if not 1 <= jpeg_quality <= 100:
             raise self._fault("jpeg_quality", f"is {jpeg_quality}; wanted 1 to 100")
-        self._scalars: dict[str, list[np.ndarray]] = {"timestamp": [], "ee_pose": [], "gripper": []}
         self._images: dict[str, list[np.ndarray]] = {camera: [] for camera in self.cameras}
         self._camera_poses: dict[str, list[np.ndarray]] = {camera: [] for camera in self.cameras}
         self._intrinsics: dict[str, list[np.ndarray]] = {camera: [] for camera in self.cameras}
@@ -194,7 +194,7 @@ class EpisodeWriter:
             group["K"] = intrinsics[0] if (intrinsics == intrinsics[0]).all() else intrinsics
 
     def _fault(self, key: str, what: str) -> DataError:
-        return DataError(f"{self.path}: frame {len(self) if hasattr(self, '_scalars') else 0}: {key} {what}")
+        return DataError(f"{self.path}: frame {len(self)}: {key} {what}")
 
 
 def _fsync(path: Path) -> None:
