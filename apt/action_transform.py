@@ -1,7 +1,7 @@
 """SE(3) end-effector states <-> the 10 numbers per step that the network works on (paper's action space).
 
-A state is 17 numbers: row-major ``world_from_state`` (16) and gripper openness in [0, 1]. An action is ``t3 r6 g1``: the
-motion relative to the current end-effector pose, expressed along the axes of a reference camera, and openness in
+A state is 17 numbers: row-major ``world_from_state`` (16) and gripper openness in [0, 1]. An action is ``t3 r6 g1``:
+the motion relative to the current end-effector pose, expressed along the axes of a reference camera, and openness in
 [-1, 1]. All functions take any leading batch dimensions, which broadcast.
 """
 

@@ -124,7 +124,10 @@ class TrainConfig:
         for field in ("workers", "num_warmup", "ema_start", "vis_interval", "dataloader_timeout"):
             require(getattr(self, field) >= 0, f"{field} is {getattr(self, field)}; it must not be negative")
         require(0 <= self.camera_view_dropout <= 1, f"camera_view_dropout is {self.camera_view_dropout}; wanted 0 to 1")
-        require(self.vlm_param_dtype in ("fp32", "bf16"), f"vlm_param_dtype is {self.vlm_param_dtype!r}; wanted fp32 or bf16")
+        require(
+            self.vlm_param_dtype in ("fp32", "bf16"),
+            f"vlm_param_dtype is {self.vlm_param_dtype!r}; wanted fp32 or bf16",
+        )
         require(self.device in ("auto", "cpu", "cuda"), f"device is {self.device!r}; wanted auto, cpu or cuda")
         require(bool(self.dataset_classes), "dataset_classes is empty; name at least one dataset")
         require(

@@ -42,7 +42,7 @@ class Diffusion:
     def sample(
         self, predict_noise: Callable[[torch.Tensor, int], torch.Tensor], noise: torch.Tensor, steps: int | None = None
     ) -> torch.Tensor:
-        """Denoise from ``noise`` (B, ...); ``predict_noise(x, index)`` is called at ``self.timesteps(steps)[index]``."""
+        """Denoise from ``noise`` (B, ...); ``predict_noise(x, index)`` is asked at ``self.timesteps(steps)[index]``."""
         timesteps = self.timesteps(steps)
         scheduler = DDIMScheduler.from_config(self._scheduler.config)
         scheduler.set_timesteps(len(timesteps))

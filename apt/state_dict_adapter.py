@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
@@ -78,12 +80,14 @@ def vlm_to_released(ours: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {_RELEASED_VLM_PREFIX + name: tensor for name, tensor in ours.items()}
 
 
-def checkpoint_blocks(weights: dict[str, torch.Tensor]) -> int:
+def checkpoint_blocks(weights: Mapping[str, torch.Tensor]) -> int:
     """Number of transformer blocks in a file's ``weights``."""
-    return len({name.removeprefix(_RELEASED_BLOCKS).split(".")[0] for name in weights if name.startswith(_RELEASED_BLOCKS)})
+    return len(
+        {name.removeprefix(_RELEASED_BLOCKS).split(".")[0] for name in weights if name.startswith(_RELEASED_BLOCKS)}
+    )
 
 
-def checkpoint_stage(weights: dict[str, torch.Tensor]) -> int | None:
+def checkpoint_stage(weights: Mapping[str, torch.Tensor]) -> int | None:
     """0 for half as many blocks as gates, 1 for as many; None when the tensors are not an APT expert's."""
     if _RELEASED_GATE not in weights:
         return None
@@ -91,7 +95,7 @@ def checkpoint_stage(weights: dict[str, torch.Tensor]) -> int | None:
     return {depth // 2: 0, depth: 1}.get(blocks)
 
 
-def expand_va(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def expand_va(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A VA prior's tensors under the names they take in the VLA: block i becomes 2i + 1."""
     expanded = {}
     for name, tensor in weights.items():
@@ -100,3 +104,25 @@ def expand_va(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             name = f"{_RELEASED_BLOCKS}{2 * int(index) + 1}.{rest}"
         expanded[name] = tensor
     return expanded
+
+
+@dataclass(frozen=True)
+class CheckpointSizes:
+    """Sizes of the expert in a file, read off its tensors."""
+
+    depth: int  # N, number of gates
+    blocks: int  # N in stage 1, N/2 in stage 0
+    width: int
+    head_width: int
+    input_dim: int
+
+
+def checkpoint_sizes(weights: Mapping[str, torch.Tensor]) -> CheckpointSizes:
+    """Raises ``ValueError`` where the tensors are not those of an APT expert."""
+    try:
+        depth, width = weights[_RELEASED_GATE].shape
+        input_dim = weights["context_encoder.proj_input.weight"].shape[1]
+        head_width = len(weights[f"{_RELEASED_BLOCKS}0.attn.q_norm.weight"])
+    except KeyError as error:
+        raise ValueError(f"the file holds no APT action expert: it lacks {error.args[0]}") from None
+    return CheckpointSizes(depth, checkpoint_blocks(weights), width, head_width, input_dim)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import resource
 import signal
 import sys
@@ -28,7 +27,7 @@ from data_utils.errors import DataError
 from data_utils.loader import build_loader
 from data_utils.types import Batch
 from train_utils.backend import Backend, DDPBackend
-from train_utils.ema import EMA, apply_shadow
+from train_utils.ema import EMA
 from train_utils.metrics import MetricWindow, Stopwatch, format_duration
 from train_utils.optim import build_optimizer, set_learning_rate
 from train_utils.pictures import gate_picture, trajectory_picture
@@ -59,9 +58,7 @@ class Trainer:
         self.best_score, self.latest_score = float("inf"), float("inf")
 
         datasets = [
-            get_dataset_class(name)(
-                config=data, train=True, train_stage=config.train_stage, seed=config.seed
-            )
+            get_dataset_class(name)(config=data, train=True, train_stage=config.train_stage, seed=config.seed)
             for name, data in zip(config.dataset_classes, config.data_configs(), strict=True)
         ]
         self._say(f"data: {sum(len(d) for d in datasets)} episodes in {', '.join(config.dataset_classes)}")

@@ -47,7 +47,9 @@ class VLAConfig:
         if self.vlm_mode not in qwen3vl.MODES:
             raise ValueError(f"unknown VLM mode {self.vlm_mode!r}; choose from {', '.join(qwen3vl.MODES)}")
         if self.train_stage == 0 and self.vlm_mode != "frozen":
-            raise ValueError(f"stage 0 trains the VA prior with a frozen VLM; vlm mode {self.vlm_mode!r} is for stage 1")
+            raise ValueError(
+                f"stage 0 trains the VA prior with a frozen VLM; vlm mode {self.vlm_mode!r} is for stage 1"
+            )
 
     def expert_config(self) -> ExpertConfig:
         """Sizes of the expert; reads the VLM's configuration (not its weights)."""
@@ -200,9 +202,7 @@ class VLA(nn.Module):
 
 
 def robot_state(observation: Observation) -> RobotState:
-    return RobotState(
-        observation.world_from_ee, observation.world_from_ref, observation.history, observation.valid_ee
-    )
+    return RobotState(observation.world_from_ee, observation.world_from_ref, observation.history, observation.valid_ee)
 
 
 def draw_camera_keep(

@@ -116,6 +116,14 @@ class H5DatasetMapBase(torch.utils.data.Dataset):
         except ValueError as error:
             raise DataError(f"{episode.path} frame {frame}: {error}") from error
 
+    def episode(self, index: int) -> Episode:
+        """The open file of episode ``index``; it belongs to the dataset and may be closed by later reads."""
+        return self._episode(index)
+
+    def episode_length(self, index: int) -> int:
+        """Frames of episode ``index``."""
+        return len(self._episode(index))
+
     def __getitem__(self, index: int) -> dict:
         """The sample as a dictionary of numpy arrays and a text; see :func:`sample_to_dict`.
 

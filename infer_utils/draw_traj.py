@@ -48,9 +48,7 @@ def draw_trajectory(
     fixed = np.round(np.where(visible[:, None], pixels, 0) * 2**_SUBPIXEL_BITS).astype(int)
     steps = len(fixed)
     thickness = max(1, round(width / 200))
-    shades = [
-        tuple(int(c * (0.35 + 0.65 * i / max(steps - 1, 1))) for c in color) for i in range(steps)
-    ]
+    shades = [tuple(int(c * (0.35 + 0.65 * i / max(steps - 1, 1))) for c in color) for i in range(steps)]
     for i in range(steps - 1):
         if visible[i] and visible[i + 1]:
             cv2.line(canvas, fixed[i], fixed[i + 1], shades[i], thickness, cv2.LINE_AA, _SUBPIXEL_BITS)

@@ -10,7 +10,8 @@ class EMA:
     """Shadow copies of a module's trainable parameters, in module order.
 
     Args:
-        decay: of the average; smaller over the first updates, ``(1 + n) / (10 + n)``, so that it starts from recent weights.
+        decay: of the average; over the first updates at most ``(1 + n) / (10 + n)``, so that it starts from recent
+            weights.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:

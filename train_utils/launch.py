@@ -1,4 +1,4 @@
-"""What ``scripts/train.sh`` and ``scripts/finetune.sh`` do: check everything, then run the stages one after the other."""
+"""What ``scripts/train.sh`` and ``scripts/finetune.sh`` do: check everything, then run one stage after the other."""
 
 from __future__ import annotations
 

@@ -11,7 +11,8 @@ def build_optimizer(
 ) -> torch.optim.AdamW:
     """AdamW over trainable parameters in four groups: expert / VLM x decay / no decay.
 
-    Biases and norms do not decay; nor do the VLM's token and position embeddings. Parameters named ``vlm.*`` are the VLM's.
+    Biases and norms do not decay; nor do the VLM's token and position embeddings. The VLM's parameters are those named
+    ``vlm.*``.
     """
     groups = {
         key: {"params": [], "weight_decay": decay, "max_lr": lr, "name": key}

@@ -36,9 +36,9 @@ def trajectory_picture(batch: Batch, predicted: torch.Tensor, samples: int = 4) 
 
 
 def gate_picture(gates: torch.Tensor) -> np.ndarray:
-    """How much of its own stream each layer keeps, ``sigmoid(gates)`` (N, h), as a heat map: layers down, channels across.
+    """How much of its own stream each layer keeps, ``sigmoid(gates)`` (N, h), as a heat map.
 
-    Blue keeps 0 (all VLM), green 0.5 (as initialised), red 1 (all expert).
+    Layers down, channels across. Blue keeps 0 (all VLM), green 0.5 (as initialised), red 1 (all expert).
     """
     keep = torch.sigmoid(gates.detach().float()).cpu().numpy()
     heat = cv2.applyColorMap(np.round(keep * 255).astype(np.uint8), cv2.COLORMAP_JET)[..., ::-1]

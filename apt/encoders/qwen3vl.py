@@ -178,7 +178,9 @@ class Qwen3VLEncoder(nn.Module):
 
         causal = torch.ones(input_ids.shape[1], input_ids.shape[1], dtype=torch.bool, device=input_ids.device).tril()
         # Padding sees itself, so that no row of the softmax is empty.
-        mask = causal & attention_mask[:, None, None, :] | torch.eye(len(causal), dtype=torch.bool, device=causal.device)
+        mask = causal & attention_mask[:, None, None, :] | torch.eye(
+            len(causal), dtype=torch.bool, device=causal.device
+        )
         rotary = text.rotary_emb(embeds, position_ids)
         x, streams = embeds, {}
         for index in range(max(layers, default=-1) + 1):

@@ -113,7 +113,9 @@ class VisionTower:
     def _position_embedding(self, rows: int, columns: int, device: torch.device) -> torch.Tensor:
         """(tokens, width), the learned square table resampled to this grid."""
         side = int(self._visual.config.num_position_embeddings**0.5)
-        index, weight = (t.to(device) for t in _interpolation(rows, columns, self._visual.config.spatial_merge_size, side))
+        index, weight = (
+            t.to(device) for t in _interpolation(rows, columns, self._visual.config.spatial_merge_size, side)
+        )
         table = self._visual.pos_embed(index)  # (4, tokens, width)
         return (table * weight.unsqueeze(-1).to(table.dtype)).sum(0)
 

@@ -1,6 +1,7 @@
 """What every action expert takes and gives, whatever its architecture.
 
-Shapes: ``B`` batch, ``L`` VLM tokens, ``C`` VLM width, ``Ncam`` cameras, ``Nee`` arms, ``Th`` history steps, ``Ta`` future steps.
+Shapes: ``B`` batch, ``L`` VLM tokens, ``C`` VLM width, ``Ncam`` cameras, ``Nee`` arms, ``Th`` history steps, ``Ta``
+future steps.
 """
 
 from __future__ import annotations

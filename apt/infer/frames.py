@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from data_utils.config import DataConfig
+from data_utils.h5io import Episode
 from data_utils.observation import CameraFrame
 
 
@@ -26,10 +27,10 @@ def parse_frame(obs_frame: dict[str, Any], config: DataConfig) -> RobotFrame:
     """Check an ``obs_frame`` and copy what the policy needs.
 
     Args:
-        obs_frame: per camera ``{"model": "pinhole", "camera": {"width", "height", "K"}, "data": {"color" (H, W, 3) uint8,
-            "wcT" (4, 4) camera-to-world, "seg" None or (H, W) mask of valid pixels, "encoding" "rgb" (default), "bgr" or
-            "compress" (JPEG bytes)}}``, and ``ee_pose`` (Nee, 4, 4) or (4, 4), ``gripper`` (Nee,) or a number in
-            [0, 1], ``timestamp`` in seconds.
+        obs_frame: per camera ``{"model": "pinhole", "camera": {"width", "height", "K"}, "data": {...}}``, whose data are
+            "color" (H, W, 3) uint8, "wcT" (4, 4) camera-to-world, "seg" None or an (H, W) mask of valid pixels, and
+            "encoding" of the colour, "rgb" (default), "bgr" or "compress" (JPEG bytes); and ``ee_pose`` (Nee, 4, 4) or
+            (4, 4), ``gripper`` (Nee,) or a number in [0, 1], ``timestamp`` in seconds.
     Raises:
         ValueError: names the key and what was wanted.
     """
@@ -116,3 +117,21 @@ def _color(name: str, value: Any, encoding: str) -> np.ndarray:
         raise ValueError(f"{name} is {image.dtype} of shape {image.shape}; wanted uint8 (H, W, 3)")
     # Copied: the caller may reuse its buffer before the policy looks.
     return np.array(image[..., ::-1] if encoding == "bgr" else image, order="C")
+
+
+def frame_from_episode(episode: Episode, index: int, config: DataConfig) -> dict[str, Any]:
+    """A recorded moment in the form a robot would hand it over: what :func:`parse_frame` takes."""
+    arms = list(episode.ee_indices if episode.ee_indices is not None else config.ee_indices)
+    frame: dict[str, Any] = {
+        "ee_pose": episode.world_from_ee[index, arms],
+        "gripper": episode.gripper[index, arms],
+        "timestamp": float(episode.times(config.record_dt)[index]),
+    }
+    for camera in config.cameras:
+        rgb = episode.rgb(camera, index)
+        frame[camera] = {
+            "model": "pinhole",
+            "camera": {"width": rgb.shape[1], "height": rgb.shape[0], "K": episode.K(camera, index)},
+            "data": {"color": rgb, "wcT": episode.world_from_cam(camera, index), "seg": episode.mask(camera, index)},
+        }
+    return frame

@@ -84,9 +84,7 @@ class SelfAttention(nn.Module):
         q, k, v = encoding.encode(self.q_norm(q), self.k_norm(k), v)
         return q.to(dtype), k.to(dtype), v.to(dtype)
 
-    def kv(
-        self, x: torch.Tensor, encoding: RotaryEncoding | PoseEncoding
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def kv(self, x: torch.Tensor, encoding: RotaryEncoding | PoseEncoding) -> tuple[torch.Tensor, torch.Tensor]:
         """As :meth:`qkv` for tokens that ask nothing: the query third of the projection is not computed."""
         width = x.shape[-1]
         kv = F.linear(x, self.to_qkv.weight[width:], self.to_qkv.bias[width:])

@@ -26,9 +26,7 @@ def test_states_survive_the_round_trip(seed, shape):
     generator = torch.Generator().manual_seed(seed)
     shape = tuple(shape)
     states, ee, ref = random_states(shape, generator), random_poses(shape, generator), random_poses(shape, generator)
-    torch.testing.assert_close(
-        action_to_state(state_to_action(states, ee, ref), ee, ref), states, atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(action_to_state(state_to_action(states, ee, ref), ee, ref), states, atol=1e-5, rtol=1e-5)
 
 
 @settings(max_examples=20, deadline=None)

@@ -72,7 +72,9 @@ def _reference_streams(model, observation):
     inputs = []
     layers = model.model.language_model.layers
     hooks = [
-        layer.register_forward_pre_hook(lambda _m, args, kw: inputs.append((args or (kw["hidden_states"],))[0]), with_kwargs=True)
+        layer.register_forward_pre_hook(
+            lambda _m, args, kw: inputs.append((args or (kw["hidden_states"],))[0]), with_kwargs=True
+        )
         for layer in layers
     ]
     hooks.append(model.model.language_model.norm.register_forward_pre_hook(lambda _m, args: inputs.append(args[0])))

@@ -34,9 +34,7 @@ def test_two_gloo_processes_average_to_the_gradients_of_the_joined_batch(tmp_pat
 
 def test_a_two_process_run_trains_saves_once_and_resumes(tmp_path, data_loc):
     for limit, resume in ((2, False), (4, True)):
-        process = start_training(
-            tmp_path, "run", data_loc, processes=2, max_iterations=limit, resume=resume, workers=1
-        )
+        process = start_training(tmp_path, "run", data_loc, processes=2, max_iterations=limit, resume=resume, workers=1)
         out, err = process.communicate(timeout=240)
         assert process.returncode == 0, err[-3000:]
         assert out.count("done:") == 1

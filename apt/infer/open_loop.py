@@ -1,0 +1,161 @@
+"""Open-loop evaluation: the planner's chunks against what recorded episodes did next.
+
+``python -m apt.infer.open_loop --ckpt F --episodes DIR --out DIR2`` feeds every k-th recorded frame to a ``TrajPlanner``
+and compares with the recording: beside the policy, the same errors for the training data's mean motion and for standing
+still, and a picture of both paths on every camera.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from apt.action_transform import action_to_state, state_to_action
+from apt.checkpoint import CheckpointError
+from apt.infer.frames import frame_from_episode
+from apt.infer.planner import TrajPlanner
+from apt.pretrained import CheckpointMismatch
+from data_utils.config import DataConfig
+from data_utils.data_loc import EPISODE_SUFFIXES
+from data_utils.dataset_base import H5DatasetMapBase
+from data_utils.datasets import get_dataset_class
+from data_utils.errors import DataError
+from infer_utils.draw_traj import PREDICTED, RECORDED, draw_states
+
+
+def mean_motion(dataset: H5DatasetMapBase, every: int = 4) -> torch.Tensor:
+    """Mean future action (Ta, Nee, 10) over the dataset's frames, in the policy's own action space."""
+    total, count = 0.0, 0
+    rng = np.random.default_rng(0)
+    for index in range(len(dataset)):
+        for frame in range(0, dataset.episode_length(index), every):
+            total = total + _actions(dataset.sample(index, rng, frame))
+            count += 1
+    return total / count
+
+
+def _actions(sample) -> torch.Tensor:
+    ee, ref = torch.from_numpy(sample.world_from_ee), torch.from_numpy(sample.world_from_ref)
+    return state_to_action(torch.from_numpy(sample.future), ee, ref)
+
+
+def errors(predicted: np.ndarray, recorded: np.ndarray) -> dict[str, float]:
+    """Mean position error (m), rotation error (degrees), share of wrong gripper states; states (T, Nee, 17)."""
+    poses = [s[..., :16].reshape(*s.shape[:-1], 4, 4) for s in (predicted, recorded)]
+    position = np.linalg.norm(poses[0][..., :3, 3] - poses[1][..., :3, 3], axis=-1).mean()
+    relative = np.swapaxes(poses[0][..., :3, :3], -1, -2) @ poses[1][..., :3, :3]
+    cosine = np.clip((np.trace(relative, axis1=-2, axis2=-1) - 1) / 2, -1, 1)
+    gripper = ((predicted[..., 16] > 0.5) != (recorded[..., 16] > 0.5)).mean()
+    return {
+        "position_m": float(position),
+        "rotation_deg": float(np.degrees(np.arccos(cosine)).mean()),
+        "gripper_wrong": float(gripper),
+    }
+
+
+def evaluate(
+    planner: TrajPlanner, dataset: H5DatasetMapBase, mean_action: torch.Tensor, every: int, out: Path | None
+) -> dict[str, dict[str, float]]:
+    """Mean errors of ``policy``, ``mean_motion`` and ``standing_still`` over the dataset's frames.
+
+    Args:
+        planner: without ensembling.
+        dataset: recorded episodes, not for training (fixed camera order).
+        mean_action: (Ta, Nee, 10).
+        every: frames between two queries.
+        out: folder for pictures, one per episode; None: none.
+    """
+    rows: dict[str, list[dict[str, float]]] = {"policy": [], "mean_motion": [], "standing_still": []}
+    rng = np.random.default_rng(0)
+    for index in range(len(dataset)):
+        episode = dataset.episode(index)
+        planner.set_prompt(dataset.sample(index, rng, 0).prompt)
+        planner.reset()
+        tiles = []
+        for frame in range(0, dataset.episode_length(index), every):
+            sample = dataset.sample(index, rng, frame)
+            planner.add_obs_frame(frame_from_episode(episode, frame, dataset.config))
+            poses, grippers, _, _ = planner.get_action()
+            policy = np.concatenate([poses[0].reshape(*poses.shape[1:3], 16), grippers[0][..., None]], axis=-1)
+            ee, ref = torch.from_numpy(sample.world_from_ee), torch.from_numpy(sample.world_from_ref)
+            still = np.repeat(sample.history[-1:], len(sample.future), axis=0)
+            guesses = {
+                "policy": policy,
+                "mean_motion": action_to_state(mean_action, ee, ref).numpy(),
+                "standing_still": still,
+            }
+            arms = sample.valid_ee
+            for name, guess in guesses.items():
+                rows[name].append(errors(guess[:, arms[: guess.shape[1]]], sample.future[:, arms]))
+            tiles.append(_picture(sample, policy))
+        if out is not None:
+            shown = [tiles[i] for i in np.linspace(0, len(tiles) - 1, min(4, len(tiles))).astype(int)]
+            image = np.concatenate(shown, axis=0)
+            cv2.imwrite(str(out / f"episode_{index:03d}.png"), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    return {name: {key: float(np.mean([row[key] for row in r])) for key in r[0]} for name, r in rows.items()}
+
+
+def _picture(sample, policy: np.ndarray) -> np.ndarray:
+    tiles = []
+    for camera in range(sample.rgb.shape[1]):
+        tile = sample.rgb[-1, camera].transpose(1, 2, 0)
+        for states, color in ((sample.future, RECORDED), (policy, PREDICTED)):
+            tile = draw_states(tile, sample.K[camera], sample.world_from_cam[-1, camera], states, color)
+        tiles.append(tile)
+    return np.concatenate(tiles, axis=1)
+
+
+def episode_files(path: Path) -> list[str]:
+    """Episode files of a folder, or the file itself. Raises ``DataError``."""
+    files = [path] if path.is_file() else sorted(p for p in path.glob("*") if p.suffix in EPISODE_SUFFIXES)
+    if not files:
+        raise DataError(f"no episodes ({', '.join(EPISODE_SUFFIXES)}) in {path}; record or convert some first")
+    return [str(file) for file in files]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ckpt", required=True, type=Path, help="a ckpt_*.pt with its configuration beside it")
+    parser.add_argument("--episodes", required=True, type=Path, help="folder of recorded episodes to predict")
+    parser.add_argument(
+        "--train-episodes", type=Path, help="folder the mean motion is taken from (default: data_loc's)"
+    )
+    parser.add_argument("--out", type=Path, help="folder for open_loop.json and pictures")
+    parser.add_argument("--every", type=int, default=8, help="frames between two queries (default: %(default)s)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--ema", action="store_true", help="use the averaged weights")
+    args = parser.parse_args(argv)
+    try:
+        planner = TrajPlanner(args.ckpt, args.device, ensemble=0, use_ema=args.ema)
+        config: DataConfig = planner.get_config()
+        dataset_class = get_dataset_class(planner.train_config.dataset_classes[0])
+        recorded = dataset_class(episode_files(args.episodes), config=config, train=False)
+        paths = None if args.train_episodes is None else episode_files(args.train_episodes)
+        training = dataset_class(paths, config=config, train=False)
+        if args.out is not None:
+            args.out.mkdir(parents=True, exist_ok=True)
+        results = evaluate(planner, recorded, mean_motion(training), args.every, args.out)
+    except (CheckpointError, CheckpointMismatch, DataError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"open loop on {len(recorded)} recorded episodes, mean over {config.num_future} future steps")
+    for name, values in results.items():
+        print(
+            f"  {name.replace('_', ' '):<15} position {100 * values['position_m']:6.2f} cm   rotation "
+            f"{values['rotation_deg']:6.2f} deg   gripper wrong {values['gripper_wrong']:6.1%}"
+        )
+    ratio = results["policy"]["position_m"] / results["mean_motion"]["position_m"]
+    print(f"  policy / mean motion: position error ratio {ratio:.2f}")
+    if args.out is not None:
+        (args.out / "open_loop.json").write_text(json.dumps({**results, "position_ratio": ratio}, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

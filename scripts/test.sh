@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Set up what is missing, then run the tests; arguments go to pytest (e.g. -m slow, tests/model).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash scripts/setup.sh
+.venv/bin/python -m ruff check .
+.venv/bin/python -m ruff format --check --quiet . || { echo 'error: run .venv/bin/python -m ruff format' >&2; exit 1; }
+exec .venv/bin/python -m pytest "$@"

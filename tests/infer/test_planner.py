@@ -1,0 +1,185 @@
+"""The planner as a robot program uses it, on a really trained (if briefly) checkpoint."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import threading
+
+import cv2
+import numpy as np
+import pytest
+
+from apt.infer.frames import frame_from_episode, parse_frame
+from apt.infer.planner import TrajPlanner
+from data_utils.datasets import PickPlaceCan
+from tests.training.helpers import train
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, data_loc):
+    folder = tmp_path_factory.mktemp("policy")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("APT_DATA_LOC", str(data_loc))
+        assert train(folder, "run", max_iterations=2, ema_enabled=True, ema_start=0) == 0
+    return folder / "ckpt" / "run" / "ckpt_latest.pt"
+
+
+@pytest.fixture
+def planner(checkpoint) -> TrajPlanner:
+    planner = TrajPlanner(checkpoint, ensemble=0, steps=2)
+    planner.set_prompt("reach for the red square")
+    return planner
+
+
+@pytest.fixture
+def dataset(located) -> PickPlaceCan:
+    config = dataclasses.replace(PickPlaceCan.config, image_hw=(64, 64))
+    return PickPlaceCan(config=config, train=False)
+
+
+def frame_at(dataset, index: int, time: int) -> dict:
+    return frame_from_episode(dataset.episode(index), time, dataset.config)
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_the_planner_sees_what_training_sees_bit_for_bit(planner, dataset, length):
+    """The same episode through the dataset and, frame by frame, through the planner."""
+    now = 7
+    planner.set_config(dataset.config)
+    for time in range(now - length + 1, now + 1):
+        planner.add_obs_frame(frame_at(dataset, 0, time))
+    recorded = dataset.sample(0, np.random.default_rng(0), now)
+    served = planner._sample(list(planner._frames), planner.get_config(), recorded.prompt, 1.0)
+    for field in dataclasses.fields(recorded):
+        if field.name not in ("future", "source"):
+            one, other = getattr(recorded, field.name), getattr(served, field.name)
+            assert np.array_equal(one, other), field.name
+            assert np.asarray(one).dtype == np.asarray(other).dtype, field.name
+
+
+def test_an_action_is_a_chunk_in_the_frames_clock(planner, dataset):
+    assert planner.get_action() is None
+    planner.add_obs_frame(frame_at(dataset, 0, 3))
+    poses, grippers, times, image = planner.get_action(sample_num=3, draw_traj=True)
+    assert poses.shape == (3, 32, 1, 4, 4) and grippers.shape == (3, 32, 1)
+    np.testing.assert_allclose(times, 3 + np.arange(1, 33))
+    rotations = poses[..., :3, :3]
+    np.testing.assert_allclose(
+        rotations @ np.swapaxes(rotations, -1, -2), np.broadcast_to(np.eye(3), rotations.shape), atol=1e-4
+    )
+    assert grippers.min() >= 0 and grippers.max() <= 1
+    assert image.shape == (96, 192, 3) and image.dtype == np.uint8
+    packed = planner.get_action(draw_traj=True, compress_traj_img=True)[3]
+    assert cv2.imdecode(np.frombuffer(packed, np.uint8), cv2.IMREAD_COLOR).shape == (96, 192, 3)
+
+
+def test_a_plan_can_be_repeated_from_its_seed(checkpoint, dataset):
+    plans = []
+    for seed in (1, 1, 2):
+        planner = TrajPlanner(checkpoint, ensemble=0, seed=seed, steps=2)
+        planner.set_prompt("reach for the red square")
+        planner.add_obs_frame(frame_at(dataset, 0, 3))
+        plans.append(planner.get_action()[0])
+    assert np.array_equal(plans[0], plans[1]) and not np.array_equal(plans[0], plans[2])
+
+
+def test_ensembling_blends_and_reset_forgets(checkpoint, dataset):
+    planner = TrajPlanner(checkpoint, ensemble=4, steps=2)
+    raw = TrajPlanner(checkpoint, ensemble=0, steps=2)
+    for each in (planner, raw):
+        each.set_prompt("reach for the red square")
+    for time in (3, 5):
+        for each in (planner, raw):
+            each.add_obs_frame(frame_at(dataset, 0, time))
+        blended, single = planner.get_action()[0], raw.get_action()[0]
+        assert np.allclose(blended, single) == (time == 3)
+    for each in (planner, raw):
+        each.reset()
+        assert each.get_action() is None
+        each.add_obs_frame(frame_at(dataset, 0, 0))
+    np.testing.assert_allclose(planner.get_action()[0], raw.get_action()[0])
+
+
+def broken(frame: dict, change) -> dict:
+    frame = copy.deepcopy(frame)
+    change(frame)
+    return frame
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (lambda f: f.pop("eih_cam"), "eih_cam"),
+        (lambda f: f["e2h_cam"]["data"].pop("wcT"), "e2h_cam.data.wcT"),
+        (lambda f: f["e2h_cam"]["data"].update(color=np.zeros((4, 4), np.uint8)), "e2h_cam.data.color"),
+        (lambda f: f["e2h_cam"]["camera"].update(height=7), "e2h_cam.camera"),
+        (lambda f: f["ee_pose"].__setitem__((0, 0, 3), np.nan), "ee_pose"),
+        (lambda f: f["ee_pose"].__setitem__((0, slice(0, 3), 0), 2.0), r"ee_pose\[0\]"),
+        (lambda f: f.update(gripper=np.array([1.5])), "gripper"),
+        (lambda f: f.update(gripper=np.zeros(2)), "gripper"),
+        (lambda f: f.update(timestamp=0.0), "timestamp"),
+        (lambda f: f.pop("timestamp"), "timestamp"),
+    ],
+)
+def test_a_bad_frame_is_named_and_leaves_the_planner_as_it_was(planner, dataset, change, named):
+    planner.add_obs_frame(frame_at(dataset, 0, 3))
+    before = list(planner._frames)
+    with pytest.raises(ValueError, match=named):
+        planner.add_obs_frame(broken(frame_at(dataset, 0, 4), change))
+    assert list(planner._frames) == before
+    planner.add_obs_frame(frame_at(dataset, 0, 4))
+
+
+def test_frames_before_the_window_are_dropped(planner, dataset):
+    for time in range(12):
+        planner.add_obs_frame(frame_at(dataset, 0, time))
+    assert len(planner._frames) == 1
+
+
+def test_colour_encodings_agree(dataset):
+    frame = frame_at(dataset, 0, 0)
+    rgb = frame["e2h_cam"]["data"]["color"]
+    frame["e2h_cam"]["data"].update(color=rgb[..., ::-1], encoding="bgr")
+    assert np.array_equal(parse_frame(frame, dataset.config).cameras["e2h_cam"].rgb, rgb)
+    packed = cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()
+    frame["e2h_cam"]["data"].update(color=packed, encoding="compress")
+    decoded = parse_frame(frame, dataset.config).cameras["e2h_cam"].rgb
+    assert np.abs(decoded.astype(int) - rgb).mean() < 6
+
+
+def test_a_single_arm_pose_may_lack_the_arm_axis(dataset):
+    frame = frame_at(dataset, 0, 0)
+    plain = parse_frame(frame, dataset.config)
+    frame.update(ee_pose=frame["ee_pose"][0], gripper=float(frame["gripper"][0]))
+    single = parse_frame(frame, dataset.config)
+    assert np.array_equal(plain.world_from_ee, single.world_from_ee)
+    assert np.array_equal(plain.gripper, single.gripper)
+
+
+def test_frames_may_be_added_while_another_thread_plans(planner, dataset):
+    planner.add_obs_frame(frame_at(dataset, 0, 0))
+    plans, failures = [], []
+
+    def plan():
+        try:
+            plans.extend(planner.get_action()[2][0] for _ in range(6))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the test shows it
+            failures.append(error)
+
+    thread = threading.Thread(target=plan)
+    thread.start()
+    for time in range(1, 20):
+        planner.add_obs_frame(frame_at(dataset, 0, time))
+    thread.join(timeout=60)
+    assert not failures and len(plans) == 6 and plans == sorted(plans)
+
+
+def test_averaged_weights_are_others_than_the_last_ones(checkpoint, dataset):
+    plans = []
+    for use_ema in (False, True):
+        planner = TrajPlanner(checkpoint, ensemble=0, use_ema=use_ema, steps=2)
+        planner.set_prompt("go")
+        planner.add_obs_frame(frame_at(dataset, 0, 3))
+        plans.append(planner.get_action()[0])
+    assert not np.array_equal(*plans)

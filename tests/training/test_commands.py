@@ -1,0 +1,195 @@
+"""The commands users type: what they refuse, in one line and before anything is built; what they run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from apt.checkpoint import load_checkpoint, save_checkpoint
+from apt.configs import CONFIGS
+from tests.training.helpers import REPOSITORY, train
+
+
+def run(script: str, *arguments: object, data_loc: Path | None = None) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "2"}
+    if data_loc is not None:
+        environment["APT_DATA_LOC"] = str(data_loc)
+    command = ["bash", f"scripts/{script}.sh", *map(str, arguments)]
+    return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def refused(result: subprocess.CompletedProcess, *named: str) -> None:
+    """One clear line, a non-zero exit, and no training."""
+    assert result.returncode != 0
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
+    for text in named:
+        assert text in lines[0]
+    assert "train:" not in result.stdout
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, data_loc) -> Path:
+    """A folder with a trained VA prior ``va`` and a VLA ``vla``."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("APT_DATA_LOC", str(data_loc))
+        assert train(folder, "va", train_stage=0, max_iterations=1) == 0
+        assert train(folder, "vla", max_iterations=1, pretrained_ckpt="va", load_from_va=True) == 0
+    return folder
+
+
+def where(folder: Path) -> tuple:
+    return ("--ckpt_dir", folder / "ckpt", "--log_dir", folder / "log", "--image_size", 64, "--vis_interval", 0)
+
+
+def test_one_command_trains_both_stages(tmp_path, data_loc):
+    result = run(
+        "train", "--config", "debug", "--gpus", "cpu", "--va-name", "a", "--vla-name", "b", "--max-iter", 2,
+        "--bs", 2, "--vlm-mode", "full", *where(tmp_path), data_loc=data_loc,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "start: a: 90 tensors copied, 45 fresh" in result.stdout
+    vla = load_checkpoint(tmp_path / "ckpt" / "b" / "ckpt_latest.pt")
+    assert vla["current_iters"] == 2 and vla["vlm_weights"]
+    assert "vlm_weights" not in load_checkpoint(tmp_path / "ckpt" / "a" / "ckpt_latest.pt")
+    assert list((tmp_path / "log" / "b").glob("events*"))
+
+
+def test_a_failing_stage_0_never_starts_stage_1(tmp_path, data_loc, episode_dir):
+    broken = tmp_path / "episodes"
+    shutil.copytree(episode_dir, broken)
+    victim = sorted(broken.iterdir())[0]
+    victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
+    location = tmp_path / "loc.yaml"
+    location.write_text(f"default:\n  PickPlaceCan: {broken}\n")
+    result = run("train", "--config", "debug", "--gpus", "cpu", *where(tmp_path), data_loc=location)
+    assert result.returncode != 0
+    assert victim.name in result.stderr.splitlines()[0] and "Traceback" not in result.stderr
+    assert "stage 1" not in result.stdout and "train:" not in result.stdout
+    assert not (tmp_path / "ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        (("--config", "debug", "--lerning_rate", 1), ("--lerning_rate",)),
+        (("--config", "debug", "--max_lrr", 1), ("--max_lrr", "--max_lr")),
+        (("--config", "debug", "--max_lr", "fast"), ("max-lr", "fast")),
+        (("--config", "debug", "--bs", "many"), ("--bs", "many")),
+        (("--config", "debug", "--stage", 3), ("--stage",)),
+        (("--config", "deebug"), ("deebug", "debug", "pretrain")),
+        (("--config", "debug", "--model", "huge"), ("huge", "base")),
+        (("--config", "debug", "--dataset_classes", "Nope"), ("Nope", "PickPlaceCan")),
+        (("--config", "debug", "--backend", "deepspeed"), ("deepspeed",)),
+        (("--config", "pretrain",), ("Droid", "data_loc")),
+        (("--config", "debug", "--stage", 1, "--va-name", "nothing"), ("nothing",)),
+        (("--config", "debug", "--stage", 1, "--vla-conti", "nothing"), ("nothing",)),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_before_anything_is_built(tmp_path, data_loc, arguments, named):
+    result = run("train", *arguments, "--gpus", "cpu", *where(tmp_path), data_loc=data_loc)
+    refused(result, *named)
+    assert not (tmp_path / "ckpt").exists()
+
+
+def test_a_name_in_use_is_not_overwritten(runs, data_loc):
+    before = (runs / "ckpt" / "va" / "ckpt_latest.pt").read_bytes()
+    result = run("train", "--config", "debug", "--gpus", "cpu", "--va-name", "va", *where(runs), data_loc=data_loc)
+    refused(result, "va", "--va-conti")
+    assert (runs / "ckpt" / "va" / "ckpt_latest.pt").read_bytes() == before
+
+
+def test_a_checkpoint_of_the_wrong_stage_or_size_is_refused(runs, located, capsys):
+    assert train(runs, "wrong", max_iterations=1, pretrained_ckpt="va") == 2
+    assert "stage-0 checkpoint" in capsys.readouterr().err
+    assert train(runs, "wrong", max_iterations=1, pretrained_ckpt="vla", model="small") == 2
+    assert "differ in shape" in capsys.readouterr().err
+    assert not (runs / "ckpt" / "wrong").exists()
+
+
+def test_a_checkpoint_that_is_damaged_or_holds_code_is_refused(tmp_path, runs, located, capsys):
+    damaged = tmp_path / "damaged.pt"
+    damaged.write_bytes((runs / "ckpt" / "va" / "ckpt_latest.pt").read_bytes()[:5000])
+    evil = tmp_path / "evil.pt"
+    torch.save({"weights": {}, "run": subprocess.Popen}, evil)
+    for path in (damaged, evil):
+        assert train(tmp_path, "wrong", max_iterations=1, pretrained_ckpt=path) == 2
+        assert path.name in capsys.readouterr().err
+
+
+def test_finetuning_starts_from_either_stage_at_iteration_zero(runs, data_loc, tmp_path):
+    for upstream, copied in (("vla", "135 tensors copied, 0 fresh"), ("va", "90 tensors copied, 45 fresh")):
+        result = run(
+            "finetune", "--config", "debug", "--gpus", "cpu", "--pretrained-ckpt",
+            runs / "ckpt" / upstream / "ckpt_latest.pt", "--vla-name", f"ft_{upstream}", "--max-iter", 1, "--bs", 2,
+            *where(tmp_path), data_loc=data_loc,
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        assert copied in result.stdout and "iterations 0 to 1" in result.stdout
+
+
+def test_a_tuned_vlm_survives_a_later_stage_that_freezes_it(tmp_path, located):
+    assert train(tmp_path, "full", max_iterations=1, vlm_finetune_mode="full") == 0
+    assert train(tmp_path, "frozen", max_iterations=1, pretrained_ckpt="full") == 0
+    full, frozen = (
+        load_checkpoint(tmp_path / "ckpt" / n / "ckpt_latest.pt")["vlm_weights"] for n in ("full", "frozen")
+    )
+    assert set(full) == set(frozen) and all(torch.equal(full[name], frozen[name]) for name in full)
+    assert all(name.startswith("vlm._qwen.") for name in full)
+
+
+def test_lora_checkpoints_hold_adapters_alone_and_need_a_lora_model(tmp_path, located, capsys):
+    assert train(tmp_path, "lora", max_iterations=1, vlm_finetune_mode="lora") == 0
+    names = list(load_checkpoint(tmp_path / "ckpt" / "lora" / "ckpt_latest.pt")["vlm_weights"])
+    assert names and all(name.startswith("vlm._qwen.") and ".default.weight" in name for name in names)
+    assert train(tmp_path, "frozen", max_iterations=1, pretrained_ckpt="lora") == 2
+    assert "LoRA adapters need VLM mode lora" in capsys.readouterr().err
+
+
+def test_the_offline_check_says_what_a_load_would_do(runs, tmp_path):
+    def check(*arguments) -> subprocess.CompletedProcess:
+        command = [sys.executable, "scripts/test_ckpt.py", *map(str, arguments)]
+        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+
+    va = runs / "ckpt" / "va" / "ckpt_latest.pt"
+    good = check("--ckpt", va, "--train-stage", 1, "--load-from-va")
+    assert good.returncode == 0 and "copied     90" in good.stdout and "fresh      45" in good.stdout
+    wrong = check("--ckpt", va, "--train-stage", 1)
+    assert wrong.returncode == 2 and "--load-from-va" in wrong.stderr
+    assert check("--ckpt", tmp_path / "none.pt", "--train-stage", 0).returncode == 2
+    other = tmp_path / "other.pt"
+    save_checkpoint({"weights": {"layer.weight": torch.zeros(2)}}, other)
+    strange = check("--ckpt", other, "--train-stage", 0)
+    assert strange.returncode == 2 and len(strange.stderr.strip().splitlines()) == 1
+
+
+def test_every_preset_of_the_specification_is_there():
+    wanted = {
+        "debug", "pretrain", "finetune_pp", "finetune_libero", "finetune_libero_spatial", "finetune_libero_object",
+        "finetune_libero_goal", "finetune_libero_10", "finetune_aloha_pp", "finetune_aloha_pp_storage",
+        "finetune_aloha_pp_clutter",
+    }  # fmt: skip
+    assert wanted <= set(CONFIGS)
+    pretrain = CONFIGS["pretrain"]
+    assert dict(zip(pretrain.dataset_classes, pretrain.dataset_weights, strict=True)) == {
+        "Droid": 10, "AgibotWorldAlpha": 10, "InternA1Franka": 2, "InternA1Lift2": 2, "InternA1Genie1": 2,
+        "InternA1SplitAloha": 2, "InternM1Franka": 2,
+    }  # fmt: skip
+    libero = CONFIGS["finetune_libero"]
+    assert (libero.sample_multiplex, libero.num_warmup, libero.max_iterations) == (1000, 2000, 70000)
+    assert all(config.action_step_embedding for config in CONFIGS.values())
+
+
+@pytest.mark.parametrize("script", ["train", "finetune"])
+def test_help_lists_the_flags(script):
+    result = run(script, "--help")
+    assert result.returncode == 0
+    for flag in ("--backend", "--gpus", "--stage", "--vla-conti", "--vlm-mode", "--accum", "--nnodes"):
+        assert flag in result.stdout
