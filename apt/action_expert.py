@@ -7,6 +7,7 @@ block's keys and values; ``denoise`` runs the action tokens against them. Traini
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -124,6 +125,19 @@ class Context:
     history: torch.Tensor  # (B, Nee, Th, h), history tokens
     ref_from_ee_position: torch.Tensor  # (B, Nee, 1, 3)
 
+    def repeat_interleave(self, times: int) -> "Context":
+        """For ``times`` noisy actions per sample, side by side: every B becomes B * times."""
+        return self if times == 1 else _repeat_interleave(self, times)
+
+
+def _repeat_interleave(value, times: int):
+    if isinstance(value, torch.Tensor):
+        return value.repeat_interleave(times, 0)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_repeat_interleave(item, times) for item in value)
+    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return type(value)(**{name: _repeat_interleave(item, times) for name, item in fields.items()})
+
 
 class ActionExpert(nn.Module):
     """Diffusion transformer over VLM tokens and action tokens.
@@ -181,10 +195,16 @@ class ActionExpert(nn.Module):
     # -- public: training and sampling ---------------------------------------------------------------------------
 
     def draw(
-        self, robot: RobotState, pose_noise: bool = False, generator: torch.Generator | None = None
+        self,
+        robot: RobotState,
+        pose_noise: bool = False,
+        noise_samples: int = 1,
+        generator: torch.Generator | None = None,
     ) -> TrainingDraws:
+        """Random numbers of a training pass; see :meth:`apt.experts.base.TrainingDraws.draw`."""
+        config = self.config
         return TrainingDraws.draw(
-            robot, self.config.num_future, self.config.train_timesteps, pose_noise=pose_noise, generator=generator
+            robot, config.num_future, config.train_timesteps, pose_noise, noise_samples, generator
         )
 
     def forward(
@@ -201,14 +221,16 @@ class ActionExpert(nn.Module):
             features, robot = recentre(features, robot, centred_from_world)
             future = transform_states(centred_from_world, future)
             clean = self.encode_states(future, robot)  # (B, Nee, Ta, 10): from the clean pose, noise is for inputs
-            noisy = self.diffusion.add_noise(clean, draws.noise, draws.timestep)
+            samples = len(draws.noise) // len(clean)
+            noisy = self.diffusion.add_noise(clean.repeat_interleave(samples, 0), draws.noise, draws.timestep)
             if draws.ee_noise is not None:
                 world_from_ee = robot.world_from_ee.clone()
                 world_from_ee[..., :3, 3] += draws.ee_noise
                 robot = RobotState(world_from_ee, robot.world_from_ref, robot.history, robot.valid_ee)
-        context = self.encode_context(features, robot, draws.history_noise)
+        context = self.encode_context(features, robot, draws.history_noise).repeat_interleave(samples)
         predicted = self.denoise(context, noisy, self.modulations(draws.timestep))
-        return noise_loss(predicted, draws.noise, robot.valid_ee, gripper_mask)
+        arms = [None if mask is None else mask.repeat_interleave(samples, 0) for mask in (robot.valid_ee, gripper_mask)]
+        return noise_loss(predicted, draws.noise, *arms)
 
     def predict(
         self, features: VLMFeatures, robot: RobotState, noise: torch.Tensor, steps: int | None = None

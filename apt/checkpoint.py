@@ -1,8 +1,8 @@
 """Checkpoint files: write them so that a kill cannot hurt, read them so that they cannot execute anything.
 
 Layout (released runs): ``weights``, ``vlm_weights``, ``current_iters``, ``last_ep``, ``best_score``, ``latest_score``,
-``lr``, ``ema``; DDP adds ``optimizer``, ``scheduler``, ``scaler``. This project adds ``epoch_samples``: how far into the
-epoch the run was. The run's configuration lies beside them as ``YYYYmmddHHMM.json``; the newest by name counts.
+``lr``, ``ema``; DDP adds ``optimizer``, ``scheduler``, ``scaler``. This project adds ``epoch_samples``: how far into
+the epoch the run was. The run's configuration lies beside them as ``YYYYmmddHHMM.json``; the newest by name counts.
 """
 
 from __future__ import annotations

@@ -70,6 +70,8 @@ class TrainConfig:
     """Noise on proprioceptive inputs."""
     camera_view_dropout: float = 0.0
     """Probability with which a sample of two or more cameras loses one."""
+    noise_samples_per_obs: int = 1
+    """Diffusion draws that share one VLM pass and one pass of the VL stream; 1 is what the paper does."""
     augment: bool = True
     """Image augmentation as each dataset says; False: none."""
 
@@ -119,7 +121,7 @@ class TrainConfig:
         require(self.arch == "apt", f"unknown arch {self.arch!r}; choose from apt")
         require(self.train_stage in (0, 1), f"train_stage is {self.train_stage}; wanted 0 or 1")
         for field in ("bs", "gradient_accumulation_steps", "max_iterations", "log_interval", "sample_multiplex",
-                      "save_interval", "save_latest_interval", "prefetch_factor"):  # fmt: skip
+                      "save_interval", "save_latest_interval", "prefetch_factor", "noise_samples_per_obs"):  # fmt: skip
             require(getattr(self, field) >= 1, f"{field} is {getattr(self, field)}; it must be at least 1")
         for field in ("workers", "num_warmup", "ema_start", "vis_interval", "dataloader_timeout"):
             require(getattr(self, field) >= 0, f"{field} is {getattr(self, field)}; it must not be negative")

@@ -183,6 +183,7 @@ class Trainer:
                             generator=self._generator(micro),
                             pose_noise=config.robot_pose_aug,
                             camera_view_dropout=config.camera_view_dropout,
+                            noise_samples=config.noise_samples_per_obs,
                         )
                         backend.backward(loss.total / config.gradient_accumulation_steps)
                 norm, finite = backend.step(config.grad_clip)

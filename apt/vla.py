@@ -109,6 +109,7 @@ class VLA(nn.Module):
         generator: torch.Generator | None = None,
         pose_noise: bool = False,
         camera_view_dropout: float = 0.0,
+        noise_samples: int = 1,
     ) -> ExpertLoss:
         """Training loss of a batch on the model's device.
 
@@ -116,10 +117,11 @@ class VLA(nn.Module):
             generator: source of every random number; None: torch's global one.
             pose_noise: perturb proprioceptive inputs.
             camera_view_dropout: probability with which a sample of two or more cameras loses one.
+            noise_samples: diffusion draws per sample, which share everything that the draw does not change.
         """
         observation = batch.observation
         robot = robot_state(observation)
-        draws = self.expert.draw(robot, pose_noise, generator)
+        draws = self.expert.draw(robot, pose_noise, noise_samples, generator)
         keep = None
         if camera_view_dropout > 0:
             keep = draw_camera_keep(observation.camera_mask, camera_view_dropout, generator)

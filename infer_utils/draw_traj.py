@@ -22,6 +22,11 @@ def project(points: np.ndarray, K: np.ndarray, world_from_cam: np.ndarray) -> tu
     return pixels[..., :2], visible
 
 
+def enlarge(image: np.ndarray, K: np.ndarray, scale: int) -> tuple[np.ndarray, np.ndarray]:
+    """An image ``scale`` times as large, and its intrinsics, so that what is drawn is finer than the pixels."""
+    return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC), K * [[scale], [scale], [1]]
+
+
 def draw_trajectory(
     image: np.ndarray,
     K: np.ndarray,

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 TINY_NAME = "tiny"
-_VERSION = 1  # part of the folder's name: raise when anything below changes what is built
+_VERSION = 3  # part of the folder's name: raise when anything below changes what is built
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -27,6 +27,13 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
+_WORDS = """
+user assistant pick place put move take lift push pull open close turn stack pour press reach grasp drop bring hand
+up down in into on onto onto under behind beside next to from the a an and then it its of with left right front back top
+middle bottom red green blue yellow black white dark light wooden small big square round box bin bowl plate mug cup can
+bottle milk bread cereal carton loaf soda drawer cabinet stove basket tray shelf table book block cube sauce soup cheese
+butter pudding juice dressing tomato cream object gripper
+"""
 _CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
     "{% if message.content is string %}{{ message.content }}{% else %}{% for item in message.content %}"
@@ -73,7 +80,7 @@ def save_tiny_qwen3vl(folder: Path) -> None:
             "vocab_size": len(tokenizer),
             "hidden_size": 128,
             "intermediate_size": 256,
-            "num_hidden_layers": 6,
+            "num_hidden_layers": 4,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "head_dim": 32,
@@ -88,6 +95,7 @@ def save_tiny_qwen3vl(folder: Path) -> None:
         },
         vision_config={
             "depth": 4,
+            "patch_size": 8,  # a token is 16x16 pixels: small images are enough
             "hidden_size": 64,
             "intermediate_size": 128,
             "num_heads": 4,
@@ -116,14 +124,20 @@ def save_tiny_qwen3vl(folder: Path) -> None:
 
 
 def _byte_tokenizer():
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    """Bytes, merged over the words of common instructions: any text has tokens, an instruction has few."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Tokenizer(models.BPE(vocab={byte: index for index, byte in enumerate(alphabet)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens(list(SPECIAL_TOKENS))
+    trainer = trainers.BpeTrainer(
+        vocab_size=768,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        special_tokens=list(SPECIAL_TOKENS),
+        show_progress=False,
+    )
+    backend.train_from_iterator([f"{word} {word}" for word in _WORDS.split()], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token="<|endoftext|>",

@@ -33,19 +33,18 @@ def register_attention() -> None:
     AttentionInterface.register(ATTENTION_NAME, equal_images_attention)
 
 
-def patchify(
-    images: torch.Tensor, patch: int, merge: int, temporal: int, mean: torch.Tensor, std: torch.Tensor
-) -> torch.Tensor:
-    """Normalised patches in Hugging Face's order: (N, 3, H, W) uint8 to (N * H/patch * W/patch, 3*temporal*patch^2).
+def patchify(images: torch.Tensor, patch: int, merge: int, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """Normalised patches in Hugging Face's order: (N, 3, H, W) uint8 to (N * H/patch * W/patch, 3 * patch^2).
 
-    H and W must be multiples of ``patch * merge``; a patch's pixels are repeated ``temporal`` times (a still image).
+    H and W must be multiples of ``patch * merge``. Hugging Face's rows hold every channel's pixels once per frame of a
+    temporal patch; a still image has one frame.
     """
     count, channels, height, width = images.shape
-    scaled = (images.float() / 255.0 - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
     block = patch * merge
-    x = scaled.view(count, channels, height // block, merge, patch, width // block, merge, patch)
-    x = x.permute(0, 2, 5, 3, 6, 1, 4, 7).unsqueeze(6)  # (N, gh, gw, mh, mw, C, 1, p, p)
-    return x.expand(-1, -1, -1, -1, -1, -1, temporal, -1, -1).reshape(-1, channels * temporal * patch * patch)
+    x = images.view(count, channels, height // block, merge, patch, width // block, merge, patch)
+    x = x.permute(0, 2, 5, 3, 6, 1, 4, 7).reshape(-1, channels, patch * patch)  # still bytes: the copy is cheap
+    scale, shift = 1 / (255 * std), mean / std
+    return x.float().mul_(scale.view(-1, 1)).sub_(shift.view(-1, 1)).flatten(1)
 
 
 @lru_cache(maxsize=16)
@@ -95,10 +94,10 @@ class VisionTower:
         merge = config.spatial_merge_size
         rows, columns = images.shape[2] // config.patch_size, images.shape[3] // config.patch_size
         mean, std = (torch.tensor(v, device=device) for v in (self._mean, self._std))
-        patches = patchify(images, config.patch_size, merge, config.temporal_patch_size, mean, std)
+        patches = patchify(images, config.patch_size, merge, mean, std)
 
         count, tokens = len(images), rows * columns
-        x = visual.patch_embed(patches)  # (N * tokens, width)
+        x = self._embed_patches(patches)  # (N * tokens, width)
         x = x + self._position_embedding(rows, columns, device).to(x.dtype).repeat(count, 1)
         rotary = tuple(part.repeat(count, 1) for part in self._rotary(rows, columns, device))
         bounds = torch.tensor([0, count * tokens], dtype=torch.int32)  # one chunk; the attention splits by image
@@ -109,6 +108,15 @@ class VisionTower:
                 level = list(config.deepstack_visual_indexes).index(index)
                 deepstack.append(visual.deepstack_merger_list[level](x).unflatten(0, (count, -1)))
         return visual.merger(x).unflatten(0, (count, -1)), deepstack
+
+    def _embed_patches(self, patches: torch.Tensor) -> torch.Tensor:
+        """The tower's 3-D convolution on a still image, as one matrix product.
+
+        Every frame of a temporal patch is the same, so the kernel's frames can be added up first: half the work.
+        """
+        projection = self._visual.patch_embed.proj
+        weight = projection.weight.sum(2).flatten(1)  # (width, 3 * patch^2)
+        return F.linear(patches.to(weight.dtype), weight, projection.bias)
 
     def _position_embedding(self, rows: int, columns: int, device: torch.device) -> torch.Tensor:
         """(tokens, width), the learned square table resampled to this grid."""

@@ -57,8 +57,8 @@ class TrainingDraws:
     """Every random number of one training pass, so that a pass can be repeated or tested."""
 
     world_quaternion: torch.Tensor  # (B, 4) wxyz, normalised on use: a uniformly random rotation of the world
-    noise: torch.Tensor  # (B, Nee, Ta, 10)
-    timestep: torch.Tensor  # (B,) int64
+    noise: torch.Tensor  # (B * K, Nee, Ta, 10), K draws per sample, a sample's draws side by side
+    timestep: torch.Tensor  # (B * K,) int64
     history_noise: torch.Tensor | None = None  # (B, Nee, Th, 9), metres and r6 units
     ee_noise: torch.Tensor | None = None  # (B, Nee, 3), metres
 
@@ -73,9 +73,15 @@ class TrainingDraws:
         num_future: int,
         num_timesteps: int,
         pose_noise: bool = False,
+        noise_samples: int = 1,
         generator: torch.Generator | None = None,
     ) -> "TrainingDraws":
-        """Draw for a batch, on its device; ``pose_noise`` perturbs the policy's proprioceptive inputs."""
+        """Draw for a batch, on its device.
+
+        Args:
+            pose_noise: perturb the policy's proprioceptive inputs.
+            noise_samples: K, diffusion draws per sample.
+        """
         device = robot.history.device
         batch, history, arms, _ = robot.history.shape
 
@@ -84,8 +90,8 @@ class TrainingDraws:
 
         draws = cls(
             world_quaternion=normal(batch, 4),
-            noise=normal(batch, arms, num_future, ACTION_DIM),
-            timestep=torch.randint(num_timesteps, (batch,), device=device, generator=generator),
+            noise=normal(batch * noise_samples, arms, num_future, ACTION_DIM),
+            timestep=torch.randint(num_timesteps, (batch * noise_samples,), device=device, generator=generator),
         )
         if pose_noise:
             draws.history_noise = normal(batch, arms, history, ACTION_DIM - 1)

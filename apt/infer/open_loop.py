@@ -1,6 +1,6 @@
 """Open-loop evaluation: the planner's chunks against what recorded episodes did next.
 
-``python -m apt.infer.open_loop --ckpt F --episodes DIR --out DIR2`` feeds every k-th recorded frame to a ``TrajPlanner``
+``python -m apt.infer.open_loop --ckpt F --episodes DIR --out DIR2`` feeds every k-th recorded frame to ``TrajPlanner``
 and compares with the recording: beside the policy, the same errors for the training data's mean motion and for standing
 still, and a picture of both paths on every camera.
 """

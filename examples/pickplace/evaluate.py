@@ -29,7 +29,8 @@ from examples.pickplace.policies import ModelPolicy, RandomPolicy, ReplayPolicy
 from examples.pickplace.record import read_dataset
 from examples.pickplace.rollout import EpisodeResult, Policy, run_episode
 from examples.pickplace.scene import Task
-from examples.pickplace.video import EpisodeVideo
+from examples.pickplace.video import episode_view
+from infer_utils.video import VideoWriter
 
 EVALUATION_STREAM = 2  # last number of every seed here: initial states that no recording has
 VERSIONS_OF = ("robosuite", "mujoco", "numpy", "torch")
@@ -93,13 +94,13 @@ def evaluate(config: EvaluateConfig) -> dict:
             tqdm(_episodes(config, env), total=config.episodes, unit="episode")
         ):
             env.reset(seed, task)
-            video = EpisodeVideo(config.out / "videos" / f"episode_{index:03d}.mp4") if config.video else nullcontext()
+            video = VideoWriter(config.out / "videos" / f"episode_{index:03d}.mp4") if config.video else nullcontext()
             with video as writer:
 
                 def add_to_video(pose, openness, writer=writer, policy=policy) -> None:
                     if writer is not None:
                         next_step = np.stack([env.world_from_ee, pose])
-                        writer.add(env, next_step if policy.path is None else policy.path)
+                        writer.add(episode_view(env, next_step if policy.path is None else policy.path))
 
                 result = run_episode(env, policy, config.max_steps, on_step=add_to_video)
             rows.append(_row(index, seed, result))

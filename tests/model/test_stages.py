@@ -86,7 +86,7 @@ def test_expansion_copies_every_shared_tensor_and_leaves_even_blocks_fresh(stage
     assert not report.dropped and set(report.copied) == set(source)
     for name, tensor in after.items():
         assert torch.equal(tensor, source.get(name, before[name])), name
-    assert {name.split("layers.")[1].split(".")[0] for name in report.fresh} == {"0", "2", "4"}
+    assert {name.split("layers.")[1].split(".")[0] for name in report.fresh} == {"0", "2"}
     assert all("layers." in name for name in report.fresh)
 
 
@@ -175,7 +175,7 @@ def test_gradients_reach_what_the_vlm_mode_says(mode):
         projections = {name.split(".lora_")[0].rsplit(".", 1)[1] for name in trained}
         assert projections == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     else:
-        unused = ("lm_head", "language_model.norm", "language_model.layers.5")
+        unused = ("lm_head", "language_model.norm", "language_model.layers.3")
         assert all(name in trained for name in vlm if not any(part in name for part in unused))
 
 
@@ -184,7 +184,7 @@ def test_parameters_without_a_path_to_the_output_do_not_train(stage):
     model = build(stage).train()
     model(make_batch(model.vlm, ["go", "go"])).total.backward()
     frozen = {name for name, p in model.expert.named_parameters() if not p.requires_grad}
-    unused_features = {0: {0, 2, 4, 5}, 1: {5}}[stage]
+    unused_features = {0: {0, 2, 3}, 1: {3}}[stage]
     wanted = {f"gates.{i}" for i in unused_features}
     wanted |= {f"proj_vl.{i}.{part}" for i in unused_features for part in ("weight", "bias")}
     assert frozen == wanted | {f"blocks.{len(model.expert.blocks) - 1}.norm2_vl.weight"}
@@ -229,3 +229,19 @@ def test_same_generator_gives_the_same_loss(stage1):
         for seed in (1, 1, 2)
     ]
     assert losses[0] == losses[1] != losses[2]
+
+
+def test_several_draws_per_observation_cost_one_context_and_equal_as_many_passes(stage1):
+    batch = make_batch(stage1.vlm, ["go", "pick up the can"], arms=2)
+    batch.observation.valid_ee[1, 1] = False
+    robot, features = robot_state(batch.observation), stage1.vlm(batch.observation)
+    draws = stage1.expert.draw(robot, noise_samples=3, generator=torch.Generator().manual_seed(0))
+    together = stage1.expert(features, robot, batch.future, draws)
+    singles = [
+        stage1.expert(
+            features, robot, batch.future,
+            dataclasses.replace(draws, noise=draws.noise[k::3], timestep=draws.timestep[k::3]),
+        ).total
+        for k in range(3)
+    ]  # fmt: skip
+    torch.testing.assert_close(together.total, torch.stack(singles).mean(), atol=1e-4, rtol=1e-5)

@@ -14,7 +14,6 @@ from examples.pickplace.headless import select_gl
 from examples.pickplace.policies import interpolate_trajectory
 from examples.pickplace.record import RecordConfig
 from examples.pickplace.scene import SCENES_DIR, load_scene
-from examples.pickplace.video import draw_path, project
 
 
 def write_scene(folder, change):
@@ -126,22 +125,6 @@ def test_trajectory_is_met_at_its_times_and_clamped_outside():
 def test_wilson_interval_agrees_with_scipy(successes, trials):
     expected = scipy.stats.binomtest(successes, trials).proportion_ci(0.95, method="wilson")
     np.testing.assert_allclose(wilson_interval(successes, trials), (expected.low, expected.high), atol=1e-6)
-
-
-def test_projection_knows_what_is_behind_the_camera():
-    K = np.array([[100.0, 0, 64], [0, 100.0, 64], [0, 0, 1]])
-    world_from_cam = pose([0, 0, -1])
-    pixels, in_front = project(np.array([[0.1, -0.2, 1.0], [0.0, 0.0, -2.0]]), world_from_cam, K)
-    np.testing.assert_allclose(pixels[0], [69, 54])
-    assert in_front.tolist() == [True, False]
-
-
-def test_path_is_drawn_where_it_projects():
-    K = np.array([[100.0, 0, 32], [0, 100.0, 32], [0, 0, 1]])
-    path = np.stack([pose([x, 0.1, 1.0]) for x in np.linspace(-0.2, 0.2, 5)])
-    canvas = draw_path(np.zeros((64, 64, 3), np.uint8), path, np.eye(4), K, scale=2)
-    rows, columns = np.nonzero(canvas[..., 0] > 128)
-    assert abs(rows.mean() - 2 * 42) < 1 and abs(columns.min() - 2 * 12) <= 2 and abs(columns.max() - 2 * 52) <= 2
 
 
 def test_headless_gl_respects_the_environment(monkeypatch):

@@ -17,7 +17,7 @@ from examples.pickplace.policies import ModelPolicy, RandomPolicy, ReplayPolicy
 from examples.pickplace.record import RecordConfig, read_dataset, record, record_episode
 from examples.pickplace.rollout import Disturbance, run_episode
 from examples.pickplace.scene import Task, load_scene
-from examples.pickplace.video import project
+from infer_utils.draw_traj import project
 
 pytestmark = [
     pytest.mark.sim,
@@ -66,7 +66,7 @@ def test_objects_are_seen_where_their_poses_project(env):
                 if not inside or {0, SIZE - 1} & {*rows, *columns}:
                     continue  # out of view or cut off
                 pixels, in_front = project(
-                    box_corners(env, name), env.renderer.world_from_cam(camera), env.renderer.intrinsics(camera)
+                    box_corners(env, name), env.renderer.intrinsics(camera), env.renderer.world_from_cam(camera)
                 )
                 assert in_front.all()
                 low, high = pixels.min(axis=0), pixels.max(axis=0)
@@ -91,7 +91,7 @@ def test_wrist_camera_sees_the_grip_site_between_the_fingers(env):
     model = env.sim.mj_model
     segmentation = env.renderer.segmentation("eih_cam")
     world_from_cam, K = env.renderer.world_from_cam("eih_cam"), env.renderer.intrinsics("eih_cam")
-    pixel, in_front = project(env.world_from_ee[None, :3, 3], world_from_cam, K)
+    pixel, in_front = project(env.world_from_ee[None, :3, 3], K, world_from_cam)
     columns = []
     for finger in ("gripper0_leftfinger", "gripper0_rightfinger"):
         geoms = np.flatnonzero(model.geom_bodyid == model.body(finger).id)

@@ -55,7 +55,7 @@ def test_one_command_trains_both_stages(tmp_path, data_loc):
         "--bs", 2, "--vlm-mode", "full", *where(tmp_path), data_loc=data_loc,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert "start: a: 90 tensors copied, 45 fresh" in result.stdout
+    assert "start: a: 71 tensors copied, 30 fresh" in result.stdout
     vla = load_checkpoint(tmp_path / "ckpt" / "b" / "ckpt_latest.pt")
     assert vla["current_iters"] == 2 and vla["vlm_weights"]
     assert "vlm_weights" not in load_checkpoint(tmp_path / "ckpt" / "a" / "ckpt_latest.pt")
@@ -125,7 +125,7 @@ def test_a_checkpoint_that_is_damaged_or_holds_code_is_refused(tmp_path, runs, l
 
 
 def test_finetuning_starts_from_either_stage_at_iteration_zero(runs, data_loc, tmp_path):
-    for upstream, copied in (("vla", "135 tensors copied, 0 fresh"), ("va", "90 tensors copied, 45 fresh")):
+    for upstream, copied in (("vla", "101 tensors copied, 0 fresh"), ("va", "71 tensors copied, 30 fresh")):
         result = run(
             "finetune", "--config", "debug", "--gpus", "cpu", "--pretrained-ckpt",
             runs / "ckpt" / upstream / "ckpt_latest.pt", "--vla-name", f"ft_{upstream}", "--max-iter", 1, "--bs", 2,
@@ -160,7 +160,7 @@ def test_the_offline_check_says_what_a_load_would_do(runs, tmp_path):
 
     va = runs / "ckpt" / "va" / "ckpt_latest.pt"
     good = check("--ckpt", va, "--train-stage", 1, "--load-from-va")
-    assert good.returncode == 0 and "copied     90" in good.stdout and "fresh      45" in good.stdout
+    assert good.returncode == 0 and "copied     71" in good.stdout and "fresh      30" in good.stdout
     wrong = check("--ckpt", va, "--train-stage", 1)
     assert wrong.returncode == 2 and "--load-from-va" in wrong.stderr
     assert check("--ckpt", tmp_path / "none.pt", "--train-stage", 0).returncode == 2
