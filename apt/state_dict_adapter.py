@@ -8,45 +8,34 @@ from dataclasses import dataclass
 
 import torch
 
-# Released prefix -> ours, first match wins. Within a rule the rest of the name is unchanged.
-_EXPERT_RULES = [
-    (r"context_encoder\.(proj_input|proj_pe|proj_vl)\.", r"\1."),
-    (r"dp_head\.hist_enc\.", "history_mlp."),
-    (r"dp_head\.traj_enc\.", "action_mlp."),
-    (r"dp_head\.abs_pos_enc\.", "position_mlp."),
-    (r"dp_head\.denoising_time_embed\.1\.", "time_mlp."),
-    (r"dp_head\.arm_id_embed$", "arm_embedding"),
-    (r"dp_head\.act_head\.", "action_head."),
-    (r"dp_head\.final_norm\.", "final_norm."),
-    (r"dp_head\.traj_context_attn\.layers\.(\d+)\.norm([12])\.norm_vl\.", r"blocks.\1.norm\2_vl."),
-    (r"dp_head\.traj_context_attn\.layers\.(\d+)\.norm([12])\.norm_a\.film\.", r"blocks.\1.norm\2_action."),
-    (r"dp_head\.traj_context_attn\.layers\.(\d+)\.attn\.", r"blocks.\1.attn."),
-    (r"dp_head\.traj_context_attn\.layers\.(\d+)\.ffn\.", r"blocks.\1.mlp."),
-]
-_REVERSE_RULES = [
-    (r"(proj_input|proj_pe|proj_vl)\.", r"context_encoder.\1."),
-    (r"history_mlp\.", "dp_head.hist_enc."),
-    (r"action_mlp\.", "dp_head.traj_enc."),
-    (r"position_mlp\.", "dp_head.abs_pos_enc."),
-    (r"time_mlp\.", "dp_head.denoising_time_embed.1."),
-    (r"arm_embedding$", "dp_head.arm_id_embed"),
-    (r"action_head\.", "dp_head.act_head."),
-    (r"final_norm\.", "dp_head.final_norm."),
-    (r"blocks\.(\d+)\.norm([12])_vl\.", r"dp_head.traj_context_attn.layers.\1.norm\2.norm_vl."),
-    (r"blocks\.(\d+)\.norm([12])_action\.", r"dp_head.traj_context_attn.layers.\1.norm\2.norm_a.film."),
-    (r"blocks\.(\d+)\.attn\.", r"dp_head.traj_context_attn.layers.\1.attn."),
-    (r"blocks\.(\d+)\.mlp\.", r"dp_head.traj_context_attn.layers.\1.ffn."),
+# Released prefix, ours; {} stands for a number. The rest of a name is the same in both.
+_PREFIXES = [
+    ("context_encoder.proj_input.", "proj_input."),
+    ("context_encoder.proj_pe.", "proj_pe."),
+    ("context_encoder.proj_vl.", "proj_vl."),
+    ("dp_head.hist_enc.", "history_mlp."),
+    ("dp_head.traj_enc.", "action_mlp."),
+    ("dp_head.abs_pos_enc.", "position_mlp."),
+    ("dp_head.denoising_time_embed.1.", "time_mlp."),
+    ("dp_head.arm_id_embed", "arm_embedding"),
+    ("dp_head.act_head.", "action_head."),
+    ("dp_head.final_norm.", "final_norm."),
+    ("dp_head.traj_context_attn.layers.{}.norm{}.norm_vl.", "blocks.{}.norm{}_vl."),
+    ("dp_head.traj_context_attn.layers.{}.norm{}.norm_a.film.", "blocks.{}.norm{}_action."),
+    ("dp_head.traj_context_attn.layers.{}.attn.", "blocks.{}.attn."),
+    ("dp_head.traj_context_attn.layers.{}.ffn.", "blocks.{}.mlp."),
 ]
 _RELEASED_GATE = "dp_head.traj_context_attn.gate"  # one (N, h) tensor there, N parameters here
 _RELEASED_BLOCKS = "dp_head.traj_context_attn.layers."
 _RELEASED_VLM_PREFIX = "vlm._qwen."
 
 
-def _rename(name: str, rules: list[tuple[str, str]]) -> str:
-    for pattern, replacement in rules:
-        renamed, count = re.subn("^" + pattern, replacement, name)
-        if count:
-            return renamed
+def _rename(name: str, to_released: bool) -> str:
+    for released, ours in _PREFIXES:
+        source, target = (ours, released) if to_released else (released, ours)
+        match = re.match(re.escape(source).replace(r"\{\}", r"(\d+)"), name)
+        if match:
+            return target.format(*match.groups()) + name[match.end() :]
     return name  # unknown names survive, so that a load can report them
 
 
@@ -57,14 +46,14 @@ def expert_from_released(released: dict[str, torch.Tensor]) -> dict[str, torch.T
         if name == _RELEASED_GATE:
             ours.update({f"gates.{index}": row for index, row in enumerate(tensor.unbind(0))})
         else:
-            ours[_rename(name, _EXPERT_RULES)] = tensor
+            ours[_rename(name, to_released=False)] = tensor
     return ours
 
 
 def expert_to_released(ours: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Inverse of :func:`expert_from_released`."""
     gates = {int(name.split(".")[1]): tensor for name, tensor in ours.items() if name.startswith("gates.")}
-    released = {_rename(n, _REVERSE_RULES): tensor for n, tensor in ours.items() if not n.startswith("gates.")}
+    released = {_rename(n, to_released=True): tensor for n, tensor in ours.items() if not n.startswith("gates.")}
     if gates:
         released[_RELEASED_GATE] = torch.stack([gates[index] for index in range(len(gates))])
     return released

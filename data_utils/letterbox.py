@@ -77,26 +77,3 @@ def norm_xy(K: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
     out[..., 0, :, :] = x[..., None, :]
     out[..., 1, :, :] = y[..., :, None]
     return out
-
-
-def token_norm_xy(K: np.ndarray, hw: tuple[int, int], grid_hw: tuple[int, int]) -> np.ndarray:
-    """Mean of :func:`norm_xy` over each token's pixels, in closed form.
-
-    Args:
-        K: (..., 3, 3) at the image's size.
-        hw: the image's height and width.
-        grid_hw: rows and columns of tokens, each a divisor of the image's side.
-    Returns:
-        (..., rows * columns, 2) float64, row-major, x then y.
-    """
-    K = np.asarray(K, np.float64)
-    rows, columns = grid_hw
-    # Pixel indices are whole numbers: the mean over k pixels from k*j on is k*j + (k - 1) / 2.
-    v = np.arange(rows) * (hw[0] / rows) + (hw[0] / rows - 1) / 2
-    u = np.arange(columns) * (hw[1] / columns) + (hw[1] / columns - 1) / 2
-    x = (u - K[..., 0, 2, None]) / K[..., 0, 0, None]  # (..., columns)
-    y = (v - K[..., 1, 2, None]) / K[..., 1, 1, None]  # (..., rows)
-    out = np.empty((*K.shape[:-2], rows, columns, 2))
-    out[..., 0] = x[..., None, :]
-    out[..., 1] = y[..., :, None]
-    return out.reshape(*K.shape[:-2], rows * columns, 2)

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import torch
 
+from apt.vlm import token_coordinates
 from data_utils.config import DataConfig
 from data_utils.dataset_base import H5DatasetMapBase
 from data_utils.h5io import Episode
-from data_utils.letterbox import fit, norm_xy, token_norm_xy
+from data_utils.letterbox import fit, norm_xy
 from data_utils.resample import interpolate_poses, interpolate_values, nearest_index
 from infer_utils.trajectory_ensembler import TrajectoryEnsembler
 
@@ -123,7 +125,8 @@ def _check_letterbox(folder: Path, name: str, report: Report) -> None:
         worst.compare("valid_rows_cols", bounds, archive[f"valid_rows_cols{i}"], EXACT)
         got_corners = norm_xy(K, (side, side))[:, [0, 0, -1, -1], [0, -1, 0, -1]]
         worst.compare("norm_xy_corners", got_corners, corners, TOLERANCE)
-        worst.compare("norm_xy_tokens", token_norm_xy(K, (side, side), (grid, grid)), tokens, TOLERANCE)
+        got_tokens = token_coordinates(torch.from_numpy(K), grid, grid, side // grid).numpy()
+        worst.compare("norm_xy_tokens", got_tokens, tokens, TOLERANCE)
     worst.tell(name, report)
 
 

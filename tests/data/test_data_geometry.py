@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from data_utils.letterbox import fit, norm_xy, token_norm_xy
+from data_utils.letterbox import fit, norm_xy
 from data_utils.resample import interpolate_poses, interpolate_values, nearest_index, so3_exp, so3_log
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -128,10 +128,3 @@ def test_borders_are_black_and_masked_out_but_keep_their_coordinates():
 def test_an_image_too_thin_to_fit_is_refused():
     with pytest.raises(ValueError, match="does not fit"):
         fit((1, 1000), (64, 64))
-
-
-def test_token_coordinates_are_the_mean_of_their_pixels():
-    K = np.array([[[200.0, 0, 120], [0, 210, 130], [0, 0, 1]], [[90.0, 0, 10], [0, 80, 20], [0, 0, 1]]])
-    maps = norm_xy(K, (64, 96))  # (2, 2, 64, 96)
-    means = maps.reshape(2, 2, 4, 16, 3, 32).mean((3, 5)).reshape(2, 2, 12).transpose(0, 2, 1)
-    np.testing.assert_allclose(token_norm_xy(K, (64, 96), (4, 3)), means, atol=1e-6)
