@@ -6,6 +6,7 @@ positions are computed once per size and all images go through together; a test 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -47,27 +48,52 @@ def patchify(images: torch.Tensor, patch: int, merge: int, mean: torch.Tensor, s
     return x.float().mul_(scale.view(-1, 1)).sub_(shift.view(-1, 1)).flatten(1)
 
 
+@dataclass(frozen=True)
+class _Grid:
+    """What depends on the image's size alone, on the device."""
+
+    taps: torch.Tensor  # (4, tokens) indices into the learned position table
+    tap_weights: torch.Tensor  # (4, tokens, 1)
+    cos: torch.Tensor  # (tokens, head_dim)
+    sin: torch.Tensor  # (tokens, head_dim)
+
+
 @lru_cache(maxsize=16)
-def _patch_coordinates(rows: int, columns: int, merge: int) -> torch.Tensor:
-    """Row and column (2, rows * columns) of each patch in the tower's order: merge blocks row-major, then inside."""
+@torch.inference_mode(False)  # cached tensors may be met by a backward pass later
+def _grid(
+    rows: int, columns: int, merge: int, table_side: int, head_dim: int, theta: float, device: torch.device
+) -> _Grid:
+    """Positions of ``rows x columns`` patches in the tower's order: merge blocks row-major, patches inside likewise."""
     index = torch.arange(rows * columns).view(rows // merge, merge, columns // merge, merge)
-    index = torch.empty(rows * columns, dtype=torch.long).copy_(index.permute(0, 2, 1, 3).reshape(-1))
-    return torch.stack([index // columns, index % columns])
+    index = index.permute(0, 2, 1, 3).reshape(-1)
+    coordinates = torch.stack([index // columns, index % columns])  # (2, tokens)
+
+    # The table is resampled bilinearly with its corners on the image's corner patches.
+    at = [torch.linspace(0, table_side - 1, count)[c] for count, c in zip((rows, columns), coordinates, strict=True)]
+    taps = []
+    for position in at:
+        low = position.long()
+        share = position - low
+        taps.append(((low, 1 - share), ((low + 1).clamp(max=table_side - 1), share)))
+    pairs = [(row, column) for row in taps[0] for column in taps[1]]
+
+    # Axial rotary embedding: the row's frequencies, then the column's, twice over.
+    half = head_dim // 2
+    frequency = theta ** -(torch.arange(0, half, 2, dtype=torch.float32) / half)
+    angles = (coordinates.unsqueeze(-1) * frequency).transpose(0, 1).flatten(1)
+    angles = torch.cat([angles, angles], dim=-1)
+    return _Grid(
+        taps=torch.stack([row[0] * table_side + column[0] for row, column in pairs]).to(device),
+        tap_weights=torch.stack([row[1] * column[1] for row, column in pairs]).unsqueeze(-1).to(device),
+        cos=angles.cos().to(device),
+        sin=angles.sin().to(device),
+    )
 
 
 @lru_cache(maxsize=16)
-def _interpolation(rows: int, columns: int, merge: int, side: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bilinear taps (corners aligned) of a ``side x side`` position table: indices and weights, (4, patches) each."""
-    taps = []
-    for count, coordinate in zip((rows, columns), _patch_coordinates(rows, columns, merge), strict=True):
-        at = torch.linspace(0, side - 1, count)[coordinate]
-        low = at.long()
-        taps.append(((low, 1 - (at - low)), ((low + 1).clamp(max=side - 1), at - low)))
-    pairs = [(r, c) for r in taps[0] for c in taps[1]]
-    return (
-        torch.stack([r[0] * side + c[0] for r, c in pairs]),
-        torch.stack([r[1] * c[1] for r, c in pairs]),
-    )
+@torch.inference_mode(False)
+def _statistics(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[torch.Tensor, ...]:
+    return torch.tensor(mean, device=device), torch.tensor(std, device=device)
 
 
 class VisionTower:
@@ -82,7 +108,7 @@ class VisionTower:
         register_attention()
         visual.config._attn_implementation = ATTENTION_NAME
         self._visual = visual
-        self._mean, self._std = mean, std
+        self._mean, self._std = tuple(mean), tuple(std)
 
     def __call__(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Embeddings of images (N, 3, H, W) uint8.
@@ -93,13 +119,16 @@ class VisionTower:
         visual, config, device = self._visual, self._visual.config, images.device
         merge = config.spatial_merge_size
         rows, columns = images.shape[2] // config.patch_size, images.shape[3] // config.patch_size
-        mean, std = (torch.tensor(v, device=device) for v in (self._mean, self._std))
-        patches = patchify(images, config.patch_size, merge, mean, std)
+        theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta", 10000.0)
+        table_side = int(config.num_position_embeddings**0.5)
+        grid = _grid(rows, columns, merge, table_side, config.hidden_size // config.num_heads, theta, device)
+        patches = patchify(images, config.patch_size, merge, *_statistics(self._mean, self._std, device))
 
         count, tokens = len(images), rows * columns
         x = self._embed_patches(patches)  # (N * tokens, width)
-        x = x + self._position_embedding(rows, columns, device).to(x.dtype).repeat(count, 1)
-        rotary = tuple(part.repeat(count, 1) for part in self._rotary(rows, columns, device))
+        table = visual.pos_embed(grid.taps)  # (4, tokens, width)
+        x = x + (table * grid.tap_weights.to(table.dtype)).sum(0).to(x.dtype).repeat(count, 1)
+        rotary = grid.cos.repeat(count, 1), grid.sin.repeat(count, 1)
         bounds = torch.tensor([0, count * tokens], dtype=torch.int32)  # one chunk; the attention splits by image
         deepstack = []
         for index, block in enumerate(visual.blocks):
@@ -117,23 +146,3 @@ class VisionTower:
         projection = self._visual.patch_embed.proj
         weight = projection.weight.sum(2).flatten(1)  # (width, 3 * patch^2)
         return F.linear(patches.to(weight.dtype), weight, projection.bias)
-
-    def _position_embedding(self, rows: int, columns: int, device: torch.device) -> torch.Tensor:
-        """(tokens, width), the learned square table resampled to this grid."""
-        side = int(self._visual.config.num_position_embeddings**0.5)
-        index, weight = (
-            t.to(device) for t in _interpolation(rows, columns, self._visual.config.spatial_merge_size, side)
-        )
-        table = self._visual.pos_embed(index)  # (4, tokens, width)
-        return (table * weight.unsqueeze(-1).to(table.dtype)).sum(0)
-
-    def _rotary(self, rows: int, columns: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos and sin (tokens, head_dim) of the axial rotary embedding: row frequencies, then column's, twice."""
-        config = self._visual.config
-        theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta", 10000.0)
-        half = config.hidden_size // config.num_heads // 2
-        frequency = theta ** -(torch.arange(0, half, 2, dtype=torch.float32, device=device) / half)
-        coordinates = _patch_coordinates(rows, columns, config.spatial_merge_size).to(device)
-        angles = (coordinates.unsqueeze(-1) * frequency).transpose(0, 1).flatten(1)  # (tokens, half)
-        angles = torch.cat([angles, angles], dim=-1)
-        return angles.cos(), angles.sin()

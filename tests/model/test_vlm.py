@@ -180,3 +180,12 @@ def test_a_model_loads_from_a_local_folder(tmp_path):
     built_in = VLM("tiny", "frozen", 1, (0,), vision_only=False)
     for name, parameter in vlm.qwen.state_dict().items():
         assert torch.equal(parameter, built_in.qwen.state_dict()[name]), name
+
+
+def test_training_works_after_serving_in_the_same_process():
+    vlm = VLM("tiny", "full", 1, (0, 1), vision_only=False)
+    observation = make_observation(vlm, ["go"], hw=(64, 80))
+    with torch.inference_mode():
+        vlm(observation)
+    vlm(observation).hidden_states[1].sum().backward()
+    assert vlm.qwen.model.visual.patch_embed.proj.weight.grad.abs().max() > 0
