@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from apt.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, read_config
+from apt.checkpoint import LATEST, CheckpointError, find_checkpoint, load_checkpoint, read_config
 from apt.cli import CommandLineError, parse_train_config
 from apt.configs import ConfigError, TrainConfig
 from apt.encoders.qwen3vl import VLMLoadError
@@ -115,7 +115,7 @@ class Trainer:
         """The checkpoint to start from, read before anything is built; None for fresh weights."""
         config = self.config
         if config.resume:
-            return load_checkpoint(config.run_dir / "ckpt_latest.pt")
+            return load_checkpoint(config.run_dir / LATEST)
         if config.pretrained_ckpt is None:
             return None
         path = find_checkpoint(config.pretrained_ckpt, config.ckpt_dir)
@@ -225,8 +225,8 @@ class Trainer:
                 began = time.perf_counter()
                 try:
                     batch = next(iterator, None)
-                except RuntimeError as error:
-                    raise _data_error(error) from error
+                except (DataError, RuntimeError) as error:
+                    raise _loader_error(error) from error
                 stopwatch.waited(time.perf_counter() - began)
                 if batch is None:
                     break
@@ -277,7 +277,7 @@ class Trainer:
                 f"saved; resume with {flag} {self.config.name}"
             )
         else:
-            self._say(f"done: {self.config.run_dir / 'ckpt_latest.pt'} at iteration {self.iteration}")
+            self._say(f"done: {self.config.run_dir / LATEST} at iteration {self.iteration}")
 
     # -- what a person sees ----------------------------------------------------------------------------------------
 
@@ -363,10 +363,9 @@ def data_size(config: TrainConfig) -> tuple[int, int]:
     return sizes.pop()
 
 
-def _data_error(error: RuntimeError) -> Exception:
-    """The message of a loader worker's ``DataError`` without the worker's traceback; other errors as they are."""
-    lines = str(error).splitlines()
-    for line in reversed(lines):
+def _loader_error(error: Exception) -> Exception:
+    """A loader worker's ``DataError`` without the worker's traceback, which torch puts into the message."""
+    for line in reversed(str(error).splitlines()):
         if "DataError: " in line:
             return DataError(line.split("DataError: ", 1)[1])
     return error

@@ -4,14 +4,14 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-OUT=quickstart_out EPISODES=200 ITERATIONS_VA="" ITERATIONS_VLA="" TRIALS=12 SEED=0
+OUT=quickstart_out EPISODES=120 ITERATIONS_VA=500 ITERATIONS_VLA=1500 TRIALS=12 SEED=0
 usage() {
     cat <<TEXT
 usage: bash scripts/quickstart.sh [--out DIR] [--episodes N] [--va-iter N] [--vla-iter N] [--trials N] [--seed N]
   --out DIR       folder for everything (default: $OUT); must not hold an earlier run
   --episodes N    demonstrations to record, at most 2.5 minutes of them (default: $EPISODES)
-  --va-iter N     training steps of stage 0, the VA prior (default: the quickstart preset's)
-  --vla-iter N    training steps of stage 1, the VLA (default: the quickstart preset's)
+  --va-iter N     training steps of stage 0, the VA prior (default: $ITERATIONS_VA)
+  --vla-iter N    training steps of stage 1, the VLA (default: $ITERATIONS_VLA)
   --trials N      closed-loop episodes (default: $TRIALS)
   --seed N        of recording, training and evaluation (default: $SEED)
 TEXT
@@ -42,6 +42,11 @@ step() { printf '\n== %s (%d s)\n' "$*" $(($(date +%s) - started)); }
 step "1/5 setting up"
 bash scripts/setup.sh
 export PYTHON="$PWD/.venv/bin/python" PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+if "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    GPUS=0 DEVICE=cuda
+else
+    GPUS=cpu DEVICE=cpu
+fi
 mkdir -p "$OUT"
 OUT="$(cd "$OUT" && pwd)"
 
@@ -54,20 +59,21 @@ printf 'default:\n  PickPlaceCan: "%s"\n' "$OUT/demos/train" > "$OUT/data_loc.ya
 export APT_DATA_LOC="$OUT/data_loc.yaml"
 
 train() {
-    bash scripts/train.sh --config quickstart --va-name va --vla-name vla --vlm-mode full --seed "$SEED" \
+    bash scripts/train.sh --config quickstart --gpus "$GPUS" --va-name va --vla-name vla --seed "$SEED" \
         --ckpt_dir "$OUT/checkpoints" --log_dir "$OUT/logs" "$@"
 }
-step "3/5 training stage 0 (VA prior: language masked, VLM frozen), then stage 1 (VLA: language in, VLM tuned)"
-train --stage 0 ${ITERATIONS_VA:+--max-iter "$ITERATIONS_VA"}
-train --stage 1 ${ITERATIONS_VLA:+--max-iter "$ITERATIONS_VLA"}
+step "3/5 training stage 0 (VA prior: language masked, VLM frozen), then stage 1 (VLA: language in)"
+train --stage 0 --max-iter "$ITERATIONS_VA"
+train --stage 1 --max-iter "$ITERATIONS_VLA"
 
 step "4/5 open loop: predicted against recorded motion on episodes that were not trained on"
 "$PYTHON" -m apt.infer.open_loop --ckpt "$OUT/checkpoints/vla/ckpt_latest.pt" --episodes "$OUT/demos/test" \
-    --out "$OUT/open_loop"
+    --ema --steps 5 --device "$DEVICE" --out "$OUT/open_loop"
 
 step "5/5 closed loop: the policy moves the robot in the simulator"
 "$PYTHON" -m examples.pickplace.evaluate --ckpt "$OUT/checkpoints/vla/ckpt_latest.pt" --episodes "$TRIALS" \
-    --seed "$SEED" --image-size 128 --paraphrases 1 --video --out "$OUT/closed_loop"
+    --ema --denoising-steps 5 --ensemble 4 --execute-steps 4 --device "$DEVICE" --seed "$SEED" \
+    --image-size 128 --paraphrases 1 --video --out "$OUT/closed_loop"
 
 "$PYTHON" scripts/quickstart_report.py "$OUT"
 echo "finished in $(($(date +%s) - started)) s"

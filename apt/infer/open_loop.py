@@ -128,11 +128,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, help="folder for open_loop.json and pictures")
     parser.add_argument("--every", type=int, default=8, help="frames between two queries (default: %(default)s)")
+    parser.add_argument("--steps", type=int, help="denoising steps (default: the policy's, 20)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--ema", action="store_true", help="use the averaged weights")
     args = parser.parse_args(argv)
     try:
-        planner = TrajPlanner(args.ckpt, args.device, ensemble=0, use_ema=args.ema)
+        planner = TrajPlanner(args.ckpt, args.device, ensemble=0, use_ema=args.ema, steps=args.steps)
         config: DataConfig = planner.get_config()
         dataset_class = get_dataset_class(planner.train_config.dataset_classes[0])
         recorded = dataset_class(episode_files(args.episodes), config=config, train=False)

@@ -22,7 +22,7 @@ def gradients(backend: DDPBackend, out: str) -> None:
     config = VLAConfig(model="tiny", vlm="tiny", vlm_layer_stride=1, vlm_mode="full", num_future=8)
     model = VLA(config).train()
     whole = make_batch(model.vlm, PROMPTS)
-    draws = TrainingDraws.draw(robot_state(whole.observation), 8, 100, True, torch.Generator().manual_seed(1))
+    draws = TrainingDraws.draw(robot_state(whole.observation), 8, 100, True, generator=torch.Generator().manual_seed(1))
     each = len(PROMPTS) // backend.world_size
     rows = slice(backend.rank * each, (backend.rank + 1) * each)
     model.expert.draw = lambda *_args, **_kw: _rows(draws, rows)

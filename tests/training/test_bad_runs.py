@@ -1,0 +1,45 @@
+"""Runs that go wrong say so in one line and leave nothing behind that could be taken for a result."""
+
+from __future__ import annotations
+
+import math
+
+import h5py
+import numpy as np
+import pytest
+
+from apt.checkpoint import load_checkpoint
+from tests.synthetic import write_episode
+from tests.training.helpers import losses, train
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_that_do_not_decode_stop_the_run_naming_the_file(tmp_path, monkeypatch, capsys, workers):
+    (tmp_path / "episodes").mkdir()
+    episode = write_episode(tmp_path / "episodes" / "broken.h5", 0)
+    with h5py.File(episode, "r+") as file:
+        frames = file["e2h_cam/rgb"]
+        for index in range(len(frames)):
+            frames[index] = np.frombuffer(b"not a jpeg", np.uint8)
+    location = tmp_path / "loc.yaml"
+    location.write_text(f"default:\n  PickPlaceCan: {tmp_path / 'episodes'}\n")
+    monkeypatch.setenv("APT_DATA_LOC", str(location))
+    assert train(tmp_path, "run", max_iterations=2, workers=workers) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "broken.h5" in lines[0] and "e2h_cam/rgb" in lines[0]
+    assert not (tmp_path / "ckpt" / "run" / "ckpt_latest.pt").exists()
+
+
+def test_steps_that_are_not_finite_change_nothing_and_too_many_stop_the_run(tmp_path, located, capsys):
+    assert train(tmp_path, "run", max_iterations=60, max_lr=1e30, num_warmup=0, save_latest_interval=1) == 1
+    out, err = capsys.readouterr()
+    assert "non-finite" in err and "ep00" in err, "the files that were read last are named"
+    assert "skipped" in out
+    weights = load_checkpoint(tmp_path / "ckpt" / "run" / "ckpt_latest.pt")["weights"]
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+def test_the_loss_falls_on_a_few_episodes(tmp_path, located):
+    assert train(tmp_path, "run", train_stage=1, max_iterations=60, max_lr=1e-3, bs=4, log_interval=10) == 0
+    curve = losses(tmp_path, "run")
+    assert curve[60] < 0.7 * curve[10] and all(math.isfinite(loss) for loss in curve.values())
