@@ -52,7 +52,7 @@ def draw_trajectory(
     visible &= (np.abs(pixels) < 8 * max(height, width)).all(-1)  # OpenCV's fixed point overflows far outside
     fixed = np.round(np.where(visible[:, None], pixels, 0) * 2**_SUBPIXEL_BITS).astype(int)
     steps = len(fixed)
-    thickness = max(1, round(width / 200))
+    thickness = max(1, round(width / 130))
     shades = [tuple(int(c * (0.35 + 0.65 * i / max(steps - 1, 1))) for c in color) for i in range(steps)]
     for i in range(steps - 1):
         if visible[i] and visible[i + 1]:
@@ -78,3 +78,29 @@ def draw_states(
         positions = states[:, arm, :16].reshape(-1, 4, 4)[:, :3, 3]
         image = draw_trajectory(image, K, world_from_cam, positions, states[:, arm, 16], color)
     return image
+
+
+def draw_on_cameras(
+    rgb: np.ndarray,
+    K: np.ndarray,
+    world_from_cam: np.ndarray,
+    futures: list[tuple[np.ndarray, tuple[int, int, int]]],
+    shown: np.ndarray | None = None,
+    height: int = 256,
+) -> np.ndarray:
+    """Several futures on every camera side by side, images enlarged to about ``height`` so that lines stay fine.
+
+    Args:
+        rgb: (Ncam, 3, H, W) uint8.
+        K: (Ncam, 3, 3); world_from_cam: (Ncam, 4, 4).
+        futures: states (T, Nee, 17) and the colour of each.
+        shown: (Ncam,) bool, cameras to draw on (a padded camera has no pose); None: all.
+    """
+    scale = max(1, round(height / rgb.shape[2]))
+    tiles = []
+    for camera, image in enumerate(rgb):
+        tile, enlarged_K = enlarge(np.ascontiguousarray(image.transpose(1, 2, 0)), K[camera], scale)
+        for states, color in futures if shown is None or shown[camera] else []:
+            tile = draw_states(tile, enlarged_K, world_from_cam[camera], states, color)
+        tiles.append(tile)
+    return np.concatenate(tiles, axis=1)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from data_utils.types import Batch
-from infer_utils.draw_traj import PREDICTED, RECORDED, draw_states
+from infer_utils.draw_traj import PREDICTED, RECORDED, draw_on_cameras
 
 
 def trajectory_picture(batch: Batch, predicted: torch.Tensor, samples: int = 4) -> np.ndarray:
@@ -20,18 +20,17 @@ def trajectory_picture(batch: Batch, predicted: torch.Tensor, samples: int = 4) 
     observation = batch.observation
     rows = []
     for index in range(min(samples, observation.batch_size)):
-        arms = observation.valid_ee[index].cpu().numpy()
-        futures = [(batch.future[index], RECORDED), (predicted[index], PREDICTED)]
-        tiles = []
-        for camera in range(observation.K.shape[1]):
-            tile = observation.rgb[index, -1, camera].permute(1, 2, 0).cpu().numpy()
-            if observation.camera_mask[index, camera]:
-                K = observation.K[index, camera].cpu().numpy()
-                world_from_cam = observation.world_from_cam[index, -1, camera].cpu().numpy()
-                for states, color in futures:
-                    tile = draw_states(tile, K, world_from_cam, states.float().cpu().numpy()[:, arms], color)
-            tiles.append(tile)
-        rows.append(np.concatenate(tiles, axis=1))
+        arms, shown = observation.valid_ee[index], observation.camera_mask[index].cpu().numpy()
+        futures = [(batch.future[index][:, arms], RECORDED), (predicted[index][:, arms], PREDICTED)]
+        rows.append(
+            draw_on_cameras(
+                observation.rgb[index, -1].cpu().numpy(),
+                observation.K[index].cpu().numpy(),
+                observation.world_from_cam[index, -1].cpu().numpy(),
+                [(states.float().cpu().numpy(), color) for states, color in futures],
+                shown=shown,
+            )
+        )
     return np.concatenate(rows, axis=0)
 
 

@@ -26,7 +26,7 @@ from data_utils.data_loc import EPISODE_SUFFIXES
 from data_utils.dataset_base import H5DatasetMapBase
 from data_utils.datasets import get_dataset_class
 from data_utils.errors import DataError
-from infer_utils.draw_traj import PREDICTED, RECORDED, draw_states
+from infer_utils.draw_traj import PREDICTED, RECORDED, draw_on_cameras
 
 
 def mean_motion(dataset: H5DatasetMapBase, every: int = 4) -> torch.Tensor:
@@ -93,22 +93,15 @@ def evaluate(
             arms = sample.valid_ee
             for name, guess in guesses.items():
                 rows[name].append(errors(guess[:, arms[: guess.shape[1]]], sample.future[:, arms]))
-            tiles.append(_picture(sample, policy))
+            futures = [(sample.future, RECORDED), (policy, PREDICTED)]
+            tiles.append(draw_on_cameras(sample.rgb[-1], sample.K, sample.world_from_cam[-1], futures))
         if out is not None:
             shown = [tiles[i] for i in np.linspace(0, len(tiles) - 1, min(4, len(tiles))).astype(int)]
-            image = np.concatenate(shown, axis=0)
+            # Time runs to the right, cameras go down.
+            columns = [np.concatenate(np.split(tile, sample.K.shape[0], axis=1), axis=0) for tile in shown]
+            image = np.concatenate(columns, axis=1)
             cv2.imwrite(str(out / f"episode_{index:03d}.png"), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     return {name: {key: float(np.mean([row[key] for row in r])) for key in r[0]} for name, r in rows.items()}
-
-
-def _picture(sample, policy: np.ndarray) -> np.ndarray:
-    tiles = []
-    for camera in range(sample.rgb.shape[1]):
-        tile = sample.rgb[-1, camera].transpose(1, 2, 0)
-        for states, color in ((sample.future, RECORDED), (policy, PREDICTED)):
-            tile = draw_states(tile, sample.K[camera], sample.world_from_cam[-1, camera], states, color)
-        tiles.append(tile)
-    return np.concatenate(tiles, axis=1)
 
 
 def episode_files(path: Path) -> list[str]:

@@ -24,6 +24,7 @@ import tyro
 from tqdm import tqdm
 
 from examples.pickplace.env import PickPlaceEnv
+from examples.pickplace.errors import SimulatorError
 from examples.pickplace.expert import ScriptedExpert
 from examples.pickplace.policies import ModelPolicy, RandomPolicy, ReplayPolicy
 from examples.pickplace.record import read_dataset
@@ -213,7 +214,7 @@ def _sha256(path: Path) -> str:
 def main() -> None:
     try:
         evaluate(tyro.cli(EvaluateConfig))
-    except (ValueError, FileNotFoundError, ImportError, RuntimeError) as error:
+    except (ValueError, FileNotFoundError, ImportError, SimulatorError) as error:
         raise SystemExit(f"error: {error}") from error
 
 

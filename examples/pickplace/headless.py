@@ -10,6 +10,8 @@ import sys
 import warnings
 from types import ModuleType
 
+from examples.pickplace.errors import SimulatorError
+
 _LIBRARIES = {"egl": ("libEGL.so.1",), "osmesa": ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so")}
 INSTALL_GL = "apt-get install libosmesa6 (or libegl1 libgl1-mesa-dri)"
 _INSTALL_SIM = "pip install --no-deps robosuite==1.4.1 mujoco==3.3.2 && " + (
@@ -21,7 +23,7 @@ def select_gl() -> str:
     """Sets ``MUJOCO_GL`` for this process and its children and returns it: ``egl`` or ``osmesa``.
 
     A value already set is respected. Otherwise EGL is taken where there is a graphics device, and OSMesa, which
-    needs none, elsewhere. Raises ``RuntimeError`` where neither library is installed or the value is neither.
+    needs none, elsewhere. Raises ``SimulatorError`` where neither library is installed or the value is neither.
     """
     chosen = os.environ.get("MUJOCO_GL", "").lower().strip()
     if not chosen:
@@ -29,9 +31,9 @@ def select_gl() -> str:
         order = ("egl", "osmesa") if has_device else ("osmesa", "egl")
         chosen = next((name for name in order if _loads(_LIBRARIES[name])), "")
         if not chosen:
-            raise RuntimeError(f"no headless OpenGL library found for the simulator; run: {INSTALL_GL}")
+            raise SimulatorError(f"no headless OpenGL library found for the simulator; run: {INSTALL_GL}")
     if chosen not in _LIBRARIES:
-        raise RuntimeError(f"MUJOCO_GL={chosen} cannot render without a screen; set it to egl or osmesa, or unset it")
+        raise SimulatorError(f"MUJOCO_GL={chosen} cannot render without a screen; set it to egl or osmesa, or unset it")
     os.environ["MUJOCO_GL"] = chosen
     return chosen
 

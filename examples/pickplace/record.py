@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from data_utils.h5io import EpisodeWriter
 from examples.pickplace.env import PickPlaceEnv
+from examples.pickplace.errors import SimulatorError
 from examples.pickplace.expert import ScriptedExpert
 from examples.pickplace.headless import select_gl
 from examples.pickplace.rollout import Disturbance, run_episode
@@ -81,7 +82,7 @@ class RecordedEpisode:
 
 
 def record_episode(env: PickPlaceEnv, config: RecordConfig, index: int) -> RecordedEpisode:
-    """Records episode ``index`` into its file. Raises ``RuntimeError`` where the expert fails at every attempt."""
+    """Records episode ``index`` into its file. Raises ``SimulatorError`` where the expert fails at every attempt."""
     task = env.scene.tasks[index % len(env.scene.tasks)]
     path = config.out / f"episode_{index:05d}.hdf5"
     for attempt in range(MAX_ATTEMPTS):
@@ -111,7 +112,7 @@ def record_episode(env: PickPlaceEnv, config: RecordConfig, index: int) -> Recor
             return RecordedEpisode(
                 index, path.name, seed, task.object, task.container, env.prompt, result.steps, attempt + 1
             )
-    raise RuntimeError(
+    raise SimulatorError(
         f"the expert failed {MAX_ATTEMPTS} times at episode {index} ({task.object}, scene {config.scene}); "
         "look at the scene's placement and grasp hints"
     )
@@ -204,7 +205,7 @@ def main() -> None:
     config = tyro.cli(RecordConfig)
     try:
         record(config)
-    except (ValueError, FileNotFoundError, ImportError, RuntimeError) as error:
+    except (ValueError, FileNotFoundError, ImportError, SimulatorError) as error:
         raise SystemExit(f"error: {error}") from error
 
 

@@ -20,6 +20,7 @@ from robosuite.models.tasks import ManipulationTask
 from robosuite.utils.mjcf_utils import array_to_string, xml_path_completion
 from scipy.spatial.transform import Rotation
 
+from examples.pickplace.errors import SimulatorError
 from examples.pickplace.headless import INSTALL_GL
 from examples.pickplace.scene import CameraSpec, Scene
 
@@ -163,7 +164,7 @@ class PickPlaceSim(SingleArmEnv):
 class CameraRenderer:
     """Renders the scene's cameras, upright, at ``height`` x ``width``; cheap enough for a CPU.
 
-    Raises ``RuntimeError`` where OpenGL does not start.
+    Raises ``SimulatorError`` where OpenGL does not start.
 
     No multi-sampling, shadows or reflections, and geometry outside a camera's view is not sent to OpenGL at all:
     on two CPU cores the arm's meshes are most of the cost.
@@ -179,7 +180,7 @@ class CameraRenderer:
             self._renderer = mujoco.Renderer(self._model, height=height, width=width)
         except (ImportError, RuntimeError, mujoco.FatalError) as error:
             gl = os.environ["MUJOCO_GL"]
-            raise RuntimeError(
+            raise SimulatorError(
                 f"MUJOCO_GL={gl} loads but cannot render here ({error}); "
                 f"set MUJOCO_GL={'osmesa' if gl == 'egl' else 'egl'}, or run: {INSTALL_GL}"
             ) from error

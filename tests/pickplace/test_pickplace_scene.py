@@ -9,6 +9,7 @@ import yaml
 from scipy.spatial.transform import Rotation
 
 from examples.pickplace.control import MAX_TRANSLATION, limit_pose, pose_to_action
+from examples.pickplace.errors import SimulatorError
 from examples.pickplace.evaluate import EvaluateConfig, wilson_interval
 from examples.pickplace.headless import select_gl
 from examples.pickplace.policies import interpolate_trajectory
@@ -131,7 +132,7 @@ def test_headless_gl_respects_the_environment(monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "egl")
     assert select_gl() == "egl"
     monkeypatch.setenv("MUJOCO_GL", "glfw")
-    with pytest.raises(RuntimeError, match="MUJOCO_GL=glfw cannot render without a screen"):
+    with pytest.raises(SimulatorError, match="MUJOCO_GL=glfw cannot render without a screen"):
         select_gl()
 
 
