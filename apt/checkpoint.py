@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import time
 from collections.abc import Callable
@@ -70,9 +71,14 @@ def load_checkpoint(path: str | Path) -> dict:
         raise CheckpointError(f"no checkpoint at {path}; check the path, or train one first (scripts/train.sh)")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds more than tensors, numbers and texts, and nothing else is loaded; use another file"
+        ) from error
     except Exception as error:  # torch raises many kinds here; all of them mean that the file is of no use
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path} is not a readable checkpoint ({reason}); use another file") from error
+        raise CheckpointError(
+            f"{path} is damaged or was not written by torch.save ({type(error).__name__}); use another file"
+        ) from error
     if not isinstance(content, dict) or not isinstance(content.get("weights"), dict):
         raise CheckpointError(f"{path} is not an APT checkpoint: it has no 'weights'; use a ckpt_*.pt of a run")
     return content

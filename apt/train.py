@@ -98,11 +98,6 @@ class Trainer:
             prefetch_factor=config.prefetch_factor,
             timeout=config.dataloader_timeout,
         )
-        if not len(self.loader):
-            raise DataError(
-                f"the data hold fewer samples per epoch and rank than a batch of {config.bs}; lower --bs, raise "
-                "--sample_multiplex or add episodes"
-            )
         self.epoch, self._epoch_samples = 0, 0
         if config.resume:
             self._resume(start)

@@ -1,9 +1,9 @@
 """Where a training step's time goes, and what the model's two shortcuts save.
 
-Prints, per stage: milliseconds of VLM, expert, backward pass, optimiser and waiting for data, samples per second and
-GPU memory. The baseline of the ratio, named "plain", is the same step without two shortcuts: images go through the
-vision tower one at a time, as in Hugging Face's forward pass, and Stage 1 shows the prompt to the VLM and carries
-language along, masked.
+Prints, per stage, medians over the steps: milliseconds of VLM, expert, backward pass, optimiser and waiting for data,
+samples per second and GPU memory. The baseline of the ratio, named "plain", is the same step without two shortcuts:
+images go through the vision tower one at a time, as in Hugging Face's forward pass, and Stage 1 shows the prompt to the
+VLM and carries language along, masked.
 
     python benchmarks/train_step.py                                     # tiny, any CPU
     python benchmarks/train_step.py --model base --vlm Qwen/Qwen3-VL-2B-Instruct --random-vlm --bs 32 --bf16
@@ -12,6 +12,8 @@ language along, masked.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import statistics
 import sys
 import tempfile
 import time
@@ -38,7 +40,7 @@ class Timer:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self.seconds: dict[str, float] = defaultdict(float)
+        self.seconds: dict[str, list[float]] = defaultdict(list)
 
     @contextmanager
     def part(self, name: str):
@@ -46,7 +48,7 @@ class Timer:
         began = time.perf_counter()
         yield
         self._wait()
-        self.seconds[name] += time.perf_counter() - began
+        self.seconds[name].append(time.perf_counter() - began)
 
     def _wait(self) -> None:
         if self._device.type == "cuda":
@@ -75,7 +77,8 @@ def measure(args: argparse.Namespace, stage: int, mode: str, device: torch.devic
     model.to(device).train()
     backend = DDPBackend(device.type)
     backend.prepare(model, build_optimizer(model, 1e-4, 1e-2))
-    dataset = PickPlaceCan(sorted(map(str, data.iterdir())))
+    config = dataclasses.replace(PickPlaceCan.config, image_hw=(args.image_size, args.image_size))
+    dataset = PickPlaceCan(sorted(map(str, data.iterdir())), config=config)
     tokenize = model.vlm.prompt_tokenizer(dataset.config.image_hw)
     loader, _ = build_loader(
         [dataset], weights=None, multiplex=10000, batch_size=args.bs, workers=args.workers, rank=0, world_size=1,
@@ -87,11 +90,9 @@ def measure(args: argparse.Namespace, stage: int, mode: str, device: torch.devic
 
     handles = _time_vlm(model, lambda: timer)
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=args.bf16)
-    began = 0.0
     for step in range(args.warmup + args.steps):
         if step == args.warmup:
             timer = Timer(device)
-            began = time.perf_counter()
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
         with timer.part("data wait"):
@@ -102,13 +103,13 @@ def measure(args: argparse.Namespace, stage: int, mode: str, device: torch.devic
             backend.backward(loss)
         with timer.part("optimiser"):
             backend.step(1.0)
-    total = time.perf_counter() - began
     for handle in handles:
         handle.remove()
-    seconds = {name: value / args.steps for name, value in timer.seconds.items()}
+    # Medians: the machine may be shared, and one stall would make a row of its own.
+    seconds = {name: statistics.median(values) for name, values in timer.seconds.items()}
     seconds["expert"] = seconds.pop("VLM and expert") - seconds["VLM"]
     memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else float("nan")
-    return {"parts": seconds, "step": total / args.steps, "memory": memory}
+    return {"parts": seconds, "step": sum(seconds.values()), "memory": memory}
 
 
 def _time_vlm(model: VLA, timer) -> list:
@@ -131,6 +132,7 @@ def main() -> None:
     parser.add_argument("--vlm", default="tiny", help="name or folder (default: %(default)s)")
     parser.add_argument("--random-vlm", action="store_true", help="random weights from the VLM's configuration alone")
     parser.add_argument("--stride", type=int, help="VLM layer stride (default: 1 for tiny, else 3)")
+    parser.add_argument("--image-size", type=int, help="side of the images (default: 128 for tiny, else 256)")
     parser.add_argument("--bs", type=int, default=8)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--warmup", type=int, default=3)
@@ -141,10 +143,11 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     args.stride = args.stride or (1 if args.vlm == "tiny" else 3)
+    args.image_size = args.image_size or (128 if args.vlm == "tiny" else 256)  # 64 tokens per camera either way
     device = torch.device(args.device)
-    print(f"{args.model} expert, VLM {args.vlm}, batch {args.bs}, two 256x256 cameras, {device}")
+    print(f"{args.model} expert, VLM {args.vlm}, batch {args.bs}, two {args.image_size}-pixel cameras, {device}")
     columns = [f"{name:>11}" for name in (*PARTS, "step", "samples/s", "GiB", "ratio")]
-    print(f"{'milliseconds':<34}{''.join(columns)}")
+    print(f"{'milliseconds':<42}{''.join(columns)}")
     with tempfile.TemporaryDirectory() as folder:
         make_episodes(Path(folder), episodes=8, frames=40)
         for stage, mode in ((0, "frozen"), (1, "frozen"), (1, "full")):
@@ -155,7 +158,7 @@ def main() -> None:
                 milliseconds = [1e3 * result["parts"][part] for part in PARTS] + [1e3 * result["step"]]
                 ratios = (args.bs / result["step"], result["memory"], base["step"] / result["step"])
                 print(
-                    f"{name:<34}"
+                    f"{name:<42}"
                     + "".join(f"{v:>11.1f}" for v in milliseconds)
                     + "".join(f"{v:>11.2f}" for v in ratios)
                 )

@@ -97,7 +97,8 @@ def build_loader(
         num_samples: length of a weighted epoch over all ranks.
         pad_multiple: prompt lengths are rounded up to a multiple of this.
     Raises:
-        ValueError: no datasets, datasets that disagree, or an epoch shorter than one batch.
+        ValueError: no datasets, or datasets that disagree.
+        DataError: an epoch shorter than one batch.
     """
     _check(datasets)
     sizes = [len(dataset) for dataset in datasets]
@@ -108,7 +109,7 @@ def build_loader(
         length = sum(sizes) * multiplex if num_samples is None else num_samples
         sampler = DistributedWeightedSampler(sizes, weights, length, **common)
     if train and len(sampler) < batch_size:
-        raise ValueError(
+        raise DataError(
             f"an epoch has {len(sampler)} samples per rank, less than one batch of {batch_size}; "
             "raise sample_multiplex or lower the batch size"
         )

@@ -31,6 +31,11 @@ while [ $# -gt 0 ]; do
     esac
     shift 2
 done
+for number in "$EPISODES" "$ITERATIONS_VA" "$ITERATIONS_VLA" "$TRIALS" "$SEED"; do
+    case "$number" in
+        '' | *[!0-9]*) echo "error: '$number' is not a whole number; --help says which flags take one" >&2; exit 2 ;;
+    esac
+done
 if [ -e "$OUT/checkpoints" ]; then
     echo "error: $OUT holds an earlier run; remove it or give another folder: --out DIR" >&2
     exit 2

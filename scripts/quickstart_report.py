@@ -38,6 +38,12 @@ def draw_losses(out: Path) -> dict[str, tuple[float, float]]:
     return ends
 
 
+def rate(values: dict) -> str:
+    """A rate with its 95% interval."""
+    low, high = values["interval"]
+    return f"{values['rate']:.0%} [{low:.0%}, {high:.0%}]"
+
+
 def choose_video(closed: Path) -> Path:
     """A successful episode's video where there is one, else the first."""
     rows = (closed / "episodes.csv").read_text().splitlines()
@@ -62,15 +68,18 @@ def main() -> None:
         *(f"{title:<20} loss {ends[name][0]:6.2f} -> {ends[name][1]:6.2f}" for name, title in STAGES),
         f"{'open loop':<20} position error {100 * policy['position_m']:.2f} cm; the mean motion's "
         f"{100 * mean['position_m']:.2f} cm (ratio {open_loop['position_ratio']:.2f})",
-        f"{'closed loop':<20} success {total['success']['rate']:.0%}, named object approached first "
-        f"{total['approached_named']['rate']:.0%}, of {total['episodes']} episodes",
+        f"{'':<20} rotation error {policy['rotation_deg']:.1f} deg; the mean motion's {mean['rotation_deg']:.1f}",
+        f"{'':<20} gripper wrong {policy['gripper_wrong']:.0%} of the time; the mean motion's "
+        f"{mean['gripper_wrong']:.0%}",
+        f"{'closed loop':<20} success {rate(total['success'])}, named object approached first "
+        f"{rate(total['approached_named'])}, of {total['episodes']} episodes",
         "",
         f"In {out}:",
         "  checkpoints/va, checkpoints/vla   ckpt_latest.pt of both stages, their configurations",
         "  logs                              TensorBoard: tensorboard --logdir logs",
         "  loss_curve.png                    both stages",
         "  trajectories.png, open_loop/      predicted (red) and recorded (green) paths on the cameras",
-        "  closed_loop.mp4, closed_loop/     the policy at work, every episode, results",
+        "  closed_loop.mp4, closed_loop/     a success if there was one, every episode, results",
         "  demos                             the recorded episodes",
     ]
     text = "\n".join(lines)

@@ -2,6 +2,7 @@
 # Make the repository's environment: .venv with the pinned packages and the simulator, and a headless OpenGL library.
 # Safe to run again: it does only what is missing. Uses an interpreter given as $PYTHON, else the newest of 3.10-3.12.
 set -euo pipefail
+case "${1:-}" in -h | --help) echo 'usage: bash scripts/setup.sh   (no flags; PYTHON=... chooses the interpreter)'; exit 0 ;; esac
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 cd "$ROOT"
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Set up what is missing, then run the tests; arguments go to pytest (e.g. -m slow, tests/model).
 set -euo pipefail
+case "${1:-}" in -h | --help) echo 'usage: bash scripts/test.sh [pytest arguments]   (e.g. tests/model, or -m slow)'; exit 0 ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh
 .venv/bin/python -m ruff check .

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -80,8 +81,9 @@ def plan(command: str, argv: list[str]) -> tuple[argparse.Namespace, list[Stage]
     for flag, field in (("bs", "bs"), ("max_iter", "max_iterations"), ("accum", "gradient_accumulation_steps")):
         if getattr(args, flag) is not None:
             fields += [f"--{field}", str(getattr(args, flag))]
-    if args.gpus == "cpu":
-        fields += ["--device", "cpu"]
+    if args.gpus is not None:
+        fields += ["--device", "cpu" if args.gpus == "cpu" else "cuda"]
+        _check_gpus(args.gpus)
     if args.gc:
         fields += ["--use_gradient_checkpointing", "True"]
     stages = []
@@ -116,6 +118,21 @@ def _stage(args: argparse.Namespace, fields: list[str]) -> Stage:
     return Stage(config, argv)
 
 
+def _check_gpus(gpus: str) -> None:
+    if gpus == "cpu":
+        return
+    if not re.fullmatch(r"\d+(,\d+)*", gpus):
+        raise CommandLineError(f"--gpus is {gpus!r}; wanted indices like 0,1,2,3, or cpu")
+    import torch
+
+    present = torch.cuda.device_count()
+    missing = [index for index in gpus.split(",") if int(index) >= present]
+    if missing:
+        raise CommandLineError(
+            f"--gpus asks for GPU {missing[0]}, but torch sees {present}; use --gpus cpu without one"
+        )
+
+
 def _says(fields: list[str], field: str) -> bool:
     return any(argument.split("=")[0].removeprefix("--").replace("-", "_") == field for argument in fields)
 
@@ -124,6 +141,8 @@ def _upstream(args: argparse.Namespace, stages: list[Stage], fields: list[str], 
     """Where stage 1 starts: this run's stage 0, a stage-0 run of that name, or the pretrained checkpoint."""
     if stages:
         return ["--pretrained_ckpt", stages[0].config.name, "--load_from_va", "True"]
+    if "pretrained_ckpt" in args and not pretrained and not (args.va_name or args.va_conti):
+        raise CommandLineError("--pretrained-ckpt is missing: the run name or .pt to fine-tune from")
     ckpt_dir = parse_train_config(["--config", args.config, *fields]).ckpt_dir
     if pretrained and not args.va_name:
         path = find_checkpoint(pretrained, ckpt_dir)
@@ -186,6 +205,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     for stage in stages:
         code = run_stage(args, stage)
+        if code == 2:  # the stage has said in one line what is wrong
+            return code
         if code:
             print(f"error: stage {stage.config.train_stage} failed with exit code {code}", file=sys.stderr)
             return code if code > 0 else 1

@@ -30,7 +30,8 @@ def parse_frame(obs_frame: dict[str, Any], config: DataConfig) -> RobotFrame:
         obs_frame: per camera ``{"model": "pinhole", "camera": {"width", "height", "K"}, "data": {...}}``; its data are
             "color" (H, W, 3) uint8, "wcT" (4, 4) camera-to-world, "seg" None or an (H, W) mask of valid pixels, and
             "encoding" of the colour, "rgb" (default), "bgr" or "compress" (JPEG bytes); and ``ee_pose`` (Nee, 4, 4) or
-            (4, 4), ``gripper`` (Nee,) or a number in [0, 1], ``timestamp`` in seconds.
+            (4, 4), ``gripper`` (Nee,) or a number in [0, 1], ``timestamp`` in the unit of the
+            config's ``sample_dt`` (seconds on robots, control steps in the simulators).
     Raises:
         ValueError: names the key and what was wanted.
     """

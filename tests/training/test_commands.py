@@ -193,3 +193,22 @@ def test_help_lists_the_flags(script):
     assert result.returncode == 0
     for flag in ("--backend", "--gpus", "--stage", "--vla-conti", "--vlm-mode", "--accum", "--nnodes"):
         assert flag in result.stdout
+
+
+def test_gpus_that_are_not_there_are_refused(tmp_path, data_loc):
+    if torch.cuda.is_available():
+        missing = str(torch.cuda.device_count())
+    else:
+        missing = "0"
+    for gpus, named in ((missing, "torch sees"), ("abc", "wanted indices")):
+        refused(run("train", "--config", "debug", "--gpus", gpus, *where(tmp_path), data_loc=data_loc), "--gpus", named)
+
+
+def test_finetuning_needs_something_to_start_from(tmp_path, data_loc):
+    result = run("finetune", "--config", "debug", "--gpus", "cpu", *where(tmp_path), data_loc=data_loc)
+    refused(result, "--pretrained-ckpt is missing")
+
+
+def test_too_few_episodes_for_a_batch_is_one_line(tmp_path, located, capsys):
+    assert train(tmp_path, "run", bs=64, sample_multiplex=1) == 2
+    assert "raise sample_multiplex or lower the batch size" in capsys.readouterr().err
