@@ -84,11 +84,8 @@ def load_model(name: str, dtype: torch.dtype, random_weights: bool = False) -> n
     from transformers import Qwen3VLForConditionalGeneration
 
     if random_weights:
-        with torch.device("meta"):
-            model = Qwen3VLForConditionalGeneration._from_config(load_config(name), attn_implementation="sdpa")
-        model = model.to_empty(device="cpu").to(dtype)
-        model.init_weights()
-        return model
+        config = load_config(name)
+        return Qwen3VLForConditionalGeneration._from_config(config, dtype=dtype, attn_implementation="sdpa")
     return _load(
         Qwen3VLForConditionalGeneration.from_pretrained, name, "weights", dtype=dtype, attn_implementation="sdpa"
     )

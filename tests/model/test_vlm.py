@@ -189,3 +189,13 @@ def test_training_works_after_serving_in_the_same_process():
         vlm(observation)
     vlm(observation).hidden_states[1].sum().backward()
     assert vlm.qwen.model.visual.patch_embed.proj.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_random_weights_need_the_configuration_alone_and_keep_exact_frequencies(dtype):
+    random, loaded = load_model("tiny", dtype, random_weights=True), load_model("tiny", dtype)
+    assert all(p.dtype == dtype and p.isfinite().all() for p in random.parameters())
+    ours, theirs = dict(random.named_buffers()), dict(loaded.named_buffers())
+    assert set(ours) == set(theirs)
+    for name, buffer in ours.items():
+        assert buffer.dtype == torch.float32 and torch.equal(buffer, theirs[name]), name
