@@ -6,6 +6,7 @@ positions r, r + R, ... of it. The tail that does not divide by R is left out, s
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -31,7 +32,7 @@ def _generator(seed: int, epoch: int, *stream: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence((seed, epoch), spawn_key=stream))
 
 
-class _DistributedSampler(Sampler[SampleKey]):
+class _DistributedSampler(Sampler[SampleKey], ABC):
     """Epochs, ranks and resumption; subclasses lay out the epoch.
 
     Args:
@@ -84,12 +85,13 @@ class _DistributedSampler(Sampler[SampleKey]):
     def _rng(self, *stream: int) -> np.random.Generator:
         return _generator(self.seed, self.epoch, 1, *stream)
 
+    @abstractmethod
     def _epoch_length(self) -> int:
-        raise NotImplementedError
+        """Positions of one epoch over all ranks."""
 
+    @abstractmethod
     def _layout(self) -> tuple[np.ndarray, np.ndarray]:
         """Dataset and episode of every position of the epoch, (length,) each."""
-        raise NotImplementedError
 
 
 class DistributedWeightedSampler(_DistributedSampler):
