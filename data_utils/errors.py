@@ -1,7 +1,41 @@
-"""The one exception type for data that cannot be used."""
+"""The one exception type for data that cannot be used, and the rules it speaks of."""
 
 from __future__ import annotations
 
+RULES = {
+    "location": "a dataset has a place on this machine that holds episode files",
+    "file": "the file can be opened and read as HDF5",
+    "version": "the schema version is one this library knows",
+    "schema": "every key is there with its shape and type, and lengths agree",
+    "checksum": "what is read is what was written (files of schema version 2)",
+    "prompt": "at least one non-empty instruction",
+    "arms": "ee_indices name end-effectors that the file has",
+    "pose": "poses are finite",
+    "rotation": "poses are rigid transforms: their rotation part is a rotation",
+    "gripper": "openness lies in [0, 1]",
+    "time": "timestamps are finite and do not go backwards",
+    "camera": "every camera of the dataset is in the file",
+    "intrinsics": "K is finite with positive focal lengths",
+    "image": "every frame decodes, all of a camera have one size",
+    "video": "the video is there, decodes, and covers the timestamps",
+    "mask": "a mask has the size of its image",
+    "subtask": "sub-tasks have a text and a first frame each",
+}
+
 
 class DataError(ValueError):
-    """A file, key or location that cannot be used; the message is one line that names it and says what to do."""
+    """A file, key or location that cannot be used; the message is one line that names it and says what to do.
+
+    Args:
+        message: the line.
+        rule: which of :data:`RULES` is broken.
+    """
+
+    def __init__(self, message: str, rule: str = "schema") -> None:
+        if rule not in RULES:
+            raise AssertionError(f"{rule!r} is not a rule of data_utils.errors.RULES")
+        super().__init__(message)
+        self.rule = rule
+
+    def __reduce__(self):  # the rule survives the way from a worker process
+        return DataError, (str(self), self.rule)

@@ -1,7 +1,8 @@
-"""Read an episode file (HDF5, one per episode) with checks that name the file, the key and the frame.
+"""Read an episode file (HDF5, one per episode) with checks that name the file, the key, the frame and the rule.
 
 Keys (``T`` frames, ``Nee`` end-effectors): ``ee_pose``, ``gripper``, ``timestamp``, optional ``*_desired``, and per
-camera ``<camera>/rgb``, ``pose``, ``K`` and optional ``mask``; ``prompt_text*`` attributes hold paraphrases.
+camera ``<camera>/rgb``, ``pose``, ``K`` and optional ``mask``, ``video_time``; ``prompt_text*`` attributes hold
+paraphrases. Files of schema version 2 also carry checksums (``data_utils.schema``).
 """
 
 from __future__ import annotations
@@ -10,18 +11,20 @@ import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import cv2
 import h5py
 import numpy as np
 
+from data_utils import schema
 from data_utils.errors import DataError
+from data_utils.h5frames import FrameDecoder, FrameError, JpegDecoder, RawDecoder
 
-SCHEMA_VERSION = 1
-# A JPEG's own channel order. "rgb": an ordinary JPEG, right colours in any viewer. "bgr": RGB arrays went through
-# OpenCV's encoder unswapped, so red and blue are exchanged inside the file; files without the attribute are such.
-JPEG_CHANNELS_ATTR = "jpeg_channels"
-ROTATION_TOLERANCE = 1e-3
+if TYPE_CHECKING:
+    from data_utils.video import VideoCache
+
+
+_UNSEALED = "record it again, or, if it was changed on purpose, renew its checksums (data_utils.h5io.seal)"
 
 
 class Episode:
@@ -30,18 +33,30 @@ class Episode:
     Args:
         path: the HDF5 file.
         cameras: cameras that must be there; None: every group that has an ``rgb`` dataset.
+        video_root: folder of the videos; None: what the file says, else the file's own folder.
+        videos: open decoders shared with other episodes; None: decoders of its own.
     Raises:
         DataError: anything that is missing, has the wrong shape or type, or cannot be read; names file and key.
     """
 
-    def __init__(self, path: str | os.PathLike, cameras: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        cameras: Sequence[str] | None = None,
+        video_root: str | None = None,
+        videos: VideoCache | None = None,
+    ) -> None:
         self.path = Path(path)
+        self._video_root = video_root
+        self._videos = videos
+        self._own_videos: VideoCache | None = None
         if not self.path.is_file():
-            raise DataError(f"{self.path}: no such episode file; check the dataset's location")
+            raise DataError(f"{self.path}: no such episode file; check the dataset's location", "file")
         try:
             self._file = h5py.File(self.path, "r")
         except OSError as error:
-            raise DataError(f"{self.path}: not a readable HDF5 file ({_one_line(error)}); record it again") from error
+            what = f"not a readable HDF5 file ({_one_line(error)}); record it again"
+            raise DataError(f"{self.path}: {what}", "file") from error
         try:
             with self._reading("header"):
                 self._check_header(cameras)
@@ -51,6 +66,8 @@ class Episode:
 
     def close(self) -> None:
         self._file.close()
+        if self._own_videos is not None:
+            self._own_videos.close()
 
     def __enter__(self) -> "Episode":
         return self
@@ -66,9 +83,9 @@ class Episode:
     def _check_header(self, cameras: Sequence[str] | None) -> None:
         self._arrays: dict[str, np.ndarray] = {}
         self._datasets: dict[str, h5py.Dataset] = {}
-        self._sources: dict[str, str] = {}  # camera -> "jpeg", "raw" or "video"
-        self._jpeg_shapes: dict[str, tuple[int, ...]] = {}
+        self._decoders: dict[str, FrameDecoder] = {}
         self._attrs = dict(self._file.attrs)
+        self._check_version()
         self._check_prompts()
 
         shape, _ = self._dataset("ee_pose", "f")
@@ -83,19 +100,40 @@ class Episode:
         self._check_gripper("gripper")
         self._dataset("timestamp", "fiu", (self.num_frames,))
 
-        self.has_desired = "ee_pose_desired" in self._file
-        if self.has_desired != ("gripper_desired" in self._file):
+        self.has_desired = self._has("ee_pose_desired")
+        if self.has_desired != self._has("gripper_desired"):
             raise self._fault("ee_pose_desired", "and gripper_desired must both be there or both be absent")
         if self.has_desired:
             self._dataset("ee_pose_desired", "f", shape)
             self._check_gripper("gripper_desired")
-        self._check_subtasks()
+        if self._has("subtask_description"):
+            shape, dtype = self._dataset("subtask_description")
+            if h5py.check_string_dtype(dtype) is None:
+                raise self._fault("subtask_description", f"holds {dtype}; wanted strings", "subtask")
+            self._dataset("subtask_start_index", "iu", shape)
 
         if cameras is None:
             cameras = [name for name, item in self._file.items() if isinstance(item, h5py.Group) and "rgb" in item]
         self.cameras = tuple(cameras)
         for camera in self.cameras:
             self._check_camera(camera)
+
+    def _check_version(self) -> None:
+        version = self._attrs.get(schema.VERSION_ATTR, 0)
+        if not isinstance(version, int | np.integer) or not 0 <= version <= schema.SCHEMA_VERSION:
+            what = f"is {version}; this library reads up to {schema.SCHEMA_VERSION}: update it, or record again"
+            raise self._fault(f"attribute {schema.VERSION_ATTR}", what, "version")
+        self._checksummed = version >= 2
+        self._keys: frozenset[str] = frozenset()  # what the file says it holds
+        if self._checksummed:
+            stored = self._attrs.get(schema.ATTRIBUTES_CHECKSUM_ATTR)
+            if stored is None or int(stored) != schema.attributes_checksum(self._attrs):
+                raise self._fault("attributes", f"are not what was written; {_UNSEALED}", "checksum")
+            self._keys = frozenset(self._attrs[schema.KEYS_ATTR].split("\n"))
+
+    def _has(self, key: str) -> bool:
+        """Whether an optional key is there, or ought to be."""
+        return key in self._keys or key in self._file
 
     def _check_gripper(self, key: str) -> None:
         shape, _ = self._dataset(key, "fiu")
@@ -109,51 +147,42 @@ class Episode:
             for value in np.atleast_1d(self._attrs[name]).tolist():
                 text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
                 if not isinstance(text, str) or not text.strip():
-                    raise self._fault(f"attribute {name}", "is not a text; store the task as a non-empty string")
+                    raise self._fault(f"attribute {name}", "is not a text; store the task as a text", "prompt")
                 self.prompts.append(text.strip())
         if not self.prompts:
-            raise self._fault("attribute prompt_text", "is missing; store the task's instruction as a string")
-
-    def _check_subtasks(self) -> None:
-        self._subtasks: list[tuple[int, str]] = []
-        if "subtask_description" not in self._file:
-            return
-        shape, dtype = self._dataset("subtask_description")
-        if h5py.check_string_dtype(dtype) is None:
-            raise self._fault("subtask_description", f"holds {dtype}; wanted strings")
-        self._dataset("subtask_start_index", "iu", shape)
-        with self._reading("subtask_description"):
-            texts = self._datasets["subtask_description"].asstr()[:].tolist()
-            self._subtasks = sorted(zip(self._datasets["subtask_start_index"][:].tolist(), texts, strict=True))
+            raise self._fault("attribute prompt_text", "is missing; store the task's instruction as a text", "prompt")
 
     def _check_camera(self, camera: str) -> None:
         T, key = self.num_frames, f"{camera}/rgb"
         if camera not in self._file:
             groups = [name for name, item in self._file.items() if isinstance(item, h5py.Group)]
-            raise self._fault(camera, f"camera is missing; the file has {', '.join(groups) or 'no cameras'}")
+            what = f"camera is missing; the file has {', '.join(groups) or 'no cameras'}"
+            raise self._fault(camera, what, "camera")
         shape, dtype = self._dataset(key)
         if not shape or shape[0] != T:
             raise self._fault(key, f"has shape {shape}; wanted {T} frames to agree with ee_pose")
-        if h5py.check_vlen_dtype(dtype) == np.uint8 and len(shape) == 1:
-            self._sources[camera] = "jpeg"
-        elif dtype == np.uint8 and len(shape) == 4 and shape[1] == 3:
-            self._sources[camera] = "raw"
-        elif h5py.check_string_dtype(dtype) is not None:
-            self._sources[camera] = "video"
-        else:
-            raise self._fault(
-                key, f"has type {dtype} and shape {shape}; wanted (T,) JPEGs, (T, 3, H, W) uint8 or video paths"
-            )
+        is_video = h5py.check_string_dtype(dtype) is not None
+        is_jpeg = h5py.check_vlen_dtype(dtype) == np.uint8 and len(shape) == 1
+        is_raw = dtype == np.uint8 and len(shape) == 4 and shape[1] == 3
+        if not (is_video or is_jpeg or is_raw):
+            what = f"has type {dtype} and shape {shape}; wanted (T,) JPEGs, (T, 3, H, W) uint8 or video paths"
+            raise self._fault(key, what)
+        if is_video and self._has(f"{camera}/video_time"):
+            self._dataset(f"{camera}/video_time", "f", (T,))
+        if self._checksummed and not is_video:
+            self._dataset(schema.FRAME_CHECKSUMS.format(key=key), "u", (T,))
         shape, _ = self._dataset(f"{camera}/pose", "f")
         if shape not in ((T, 4, 4), (4, 4)):
             raise self._fault(f"{camera}/pose", f"has shape {shape}; wanted ({T}, 4, 4) or (4, 4)")
         shape, _ = self._dataset(f"{camera}/K", "f")
         if shape not in ((T, 3, 3), (3, 3)):
             raise self._fault(f"{camera}/K", f"has shape {shape}; wanted (3, 3) or ({T}, 3, 3)")
-        if f"{camera}/mask" in self._file:
+        if self._has(f"{camera}/mask"):
             shape, _ = self._dataset(f"{camera}/mask", "bu")
             if len(shape) != 3 or shape[0] != T:
-                raise self._fault(f"{camera}/mask", f"has shape {shape}; wanted ({T}, H, W)")
+                raise self._fault(f"{camera}/mask", f"has shape {shape}; wanted ({T}, H, W)", "mask")
+            if self._checksummed:
+                self._dataset(schema.FRAME_CHECKSUMS.format(key=f"{camera}/mask"), "u", (T,))
 
     def _dataset(self, key: str, kinds: str | None = None, shape: tuple | None = None) -> tuple[tuple, np.dtype]:
         """Open and keep the dataset ``key``; returns its shape and type, both checked where given."""
@@ -163,7 +192,8 @@ class Episode:
         except (KeyError, ValueError) as error:
             raise self._fault(key, "is missing or not an array; every such file needs it") from error
         except (OSError, RuntimeError) as error:
-            raise self._fault(key, f"cannot be read ({_one_line(error)}); the file is damaged") from error
+            what = f"cannot be read ({_one_line(error)}); the file is damaged"
+            raise self._fault(key, what, "file") from error
         with self._reading(key):
             found, dtype = handle.shape, handle.dtype
         if kinds is not None and dtype.kind not in kinds:
@@ -179,15 +209,15 @@ class Episode:
     def timestamps(self) -> np.ndarray:
         """(T,) float64 seconds, finite and not decreasing."""
         if "timestamp" not in self._arrays:
-            with self._reading("timestamp"):
-                times = self._datasets["timestamp"][:].astype(np.float64)
+            times = self._array("timestamp").astype(np.float64)
             bad = ~np.isfinite(times)
             bad[1:] |= np.diff(times) < 0
             if bad.any():
                 frame = int(np.argmax(bad))
-                raise self._fault("timestamp", f"at frame {frame} is {times[frame]}; times must be finite and increase")
+                what = f"at frame {frame} is {times[frame]}; times must be finite and increase"
+                raise self._fault("timestamp", what, "time")
             if not times[-1] > times[0]:
-                raise self._fault("timestamp", f"is {times[0]} at every frame; times must increase")
+                raise self._fault("timestamp", f"is {times[0]} at every frame; times must increase", "time")
             self._arrays["timestamp"] = times
         return self._arrays["timestamp"]
 
@@ -230,14 +260,36 @@ class Episode:
             or indices.size == 0
             or not (0 <= indices.min() <= indices.max() < self.num_ee)
         ):
-            raise self._fault("attribute ee_indices", f"is {indices.tolist()}; wanted indices below {self.num_ee}")
+            what = f"is {indices.tolist()}; wanted indices below {self.num_ee}"
+            raise self._fault("attribute ee_indices", what, "arms")
         return tuple(indices.tolist())
+
+    @property
+    def attributes(self) -> dict:
+        """The file's attributes as they are stored."""
+        return dict(self._attrs)
+
+    @property
+    def subtasks(self) -> list[tuple[int, str]]:
+        """First frame and text of each sub-task, in order; empty where the file has none."""
+        if "subtask_description" not in self._datasets:
+            return []
+        if "subtask_description" not in self._arrays:
+            texts = self._array("subtask_description")
+            starts = self._array("subtask_start_index")
+            if starts.size and not 0 <= starts.min() <= starts.max() < self.num_frames:
+                what = f"is {starts.tolist()}; wanted frames below {self.num_frames}"
+                raise self._fault("subtask_start_index", what, "subtask")
+            order = np.argsort(starts, kind="stable")
+            self._arrays["subtask_start_index"], self._arrays["subtask_description"] = starts[order], texts[order]
+        starts, texts = self._arrays["subtask_start_index"], self._arrays["subtask_description"]
+        return list(zip(starts.tolist(), texts.tolist(), strict=True))
 
     def prompt(self, rng: np.random.Generator | None = None, frame: int | None = None) -> str:
         """One of the paraphrases (the first without ``rng``), and the sub-task active at ``frame`` after it."""
         text = self.prompts[0] if rng is None else self.prompts[int(rng.integers(len(self.prompts)))]
         if frame is not None:
-            active = [description for start, description in self._subtasks if start <= frame]
+            active = [description for start, description in self.subtasks if start <= frame]
             if active:
                 text = f"{text} {active[-1]}"
         return text
@@ -251,104 +303,139 @@ class Episode:
         """(3, 3) float64 pinhole intrinsics at the stored resolution."""
         key = f"{camera}/K"
         if key not in self._arrays:
-            with self._reading(key):
-                intrinsics = self._datasets[key][()].astype(np.float64)
-            focal = intrinsics.reshape(-1, 9)[:, [0, 4]]
-            bad = ~np.isfinite(intrinsics.reshape(-1, 9)).all(-1) | (focal <= 0).any(-1)
-            if bad.any():
-                raise self._fault(key, f"at frame {int(np.argmax(bad))} is not finite with positive focal lengths")
+            intrinsics = self._array(key).astype(np.float64)
+            fault = schema.intrinsics_fault(intrinsics.reshape(-1, 3, 3))
+            if fault is not None:
+                raise self._fault(key, f"at frame {fault[0]} {fault[1]}", "intrinsics")
             self._arrays[key] = intrinsics
         intrinsics = self._arrays[key]
         return intrinsics[index] if intrinsics.ndim == 3 else intrinsics
+
+    # -- frames -----------------------------------------------------------------------------------------------------
+
+    def rgb(self, camera: str, index: int) -> np.ndarray:
+        """Frame ``index`` of ``camera``: (H, W, 3) uint8 RGB, whichever way it is stored."""
+        key = f"{camera}/rgb"
+        self._check_index(key, index)
+        if self.is_video(camera):
+            path, time = self.video_location(camera, index)
+            try:
+                return self._video_cache().frame(path, time)
+            except DataError as error:  # names the video
+                raise self._fault(key, f"at frame {index}: {error}", error.rule) from error
+        data = self._stored_frame(key, index)
+        try:
+            return self._decoder(camera).decode(data)
+        except FrameError as error:
+            raise self._fault(key, f"at frame {index} {error}", "image") from error
+
+    def is_video(self, camera: str) -> bool:
+        """Whether the frames of ``camera`` stay in video files."""
+        return h5py.check_string_dtype(self._datasets[f"{camera}/rgb"].dtype) is not None
+
+    def video_location(self, camera: str, index: int) -> tuple[str, float]:
+        """The video file of a frame, and the seconds in it: ``video_time``, or the timestamp where there is none."""
+        paths, times = self._video_frames(camera)
+        root = self._video_root
+        if root is None:
+            root = os.path.join(self.path.parent, str(self._attrs.get(schema.VIDEO_ROOT_ATTR, "")))
+        return os.path.join(root, paths[index]), float(times[index])
 
     def mask(self, camera: str, index: int) -> np.ndarray | None:
         """(H, W) bool valid pixels, None where the file has no mask for this camera."""
         key = f"{camera}/mask"
         if key not in self._datasets:
             return None
-        with self._reading(key, index):
-            return self._datasets[key][index].astype(bool)
+        self._check_index(key, index)
+        return self._stored_frame(key, index).astype(bool)
 
-    # -- images -----------------------------------------------------------------------------------------------------
+    def _decoder(self, camera: str) -> FrameDecoder:
+        if camera not in self._decoders:
+            is_bgr = bool(self._attrs.get("is_bgr", False))
+            channels = self._attrs.get(schema.JPEG_CHANNELS_ATTR)
+            if channels not in (None, "rgb", "bgr"):
+                what = f"is {channels!r}; wanted 'rgb' or 'bgr'"
+                raise self._fault(f"attribute {schema.JPEG_CHANNELS_ATTR}", what)
+            if h5py.check_vlen_dtype(self._datasets[f"{camera}/rgb"].dtype) is None:
+                self._decoders[camera] = RawDecoder(is_bgr)
+            else:
+                self._decoders[camera] = JpegDecoder(channels == "bgr" or (channels is None and not is_bgr))
+        return self._decoders[camera]
 
-    def rgb(self, camera: str, index: int) -> np.ndarray:
-        """(H, W, 3) uint8 RGB, C-contiguous."""
-        key = f"{camera}/rgb"
-        if camera not in self._sources:
-            raise self._fault(camera, f"is not one of this episode's cameras {', '.join(self.cameras)}")
-        if not 0 <= index < self.num_frames:
-            raise self._fault(key, f"has no frame {index}; the episode has {self.num_frames}")
-        source = self._sources[camera]
-        if source == "video":
-            raise self._fault(key, "is stored as video, which this reader does not decode; convert it to JPEG frames")
+    def _video_frames(self, camera: str) -> tuple[np.ndarray, np.ndarray]:
+        """Path and time of every frame, (T,) each."""
+        key, time_key = f"{camera}/rgb", f"{camera}/video_time"
+        if key not in self._arrays:
+            paths = self._array(key)
+            times = self._array(time_key) if time_key in self._datasets else self.timestamps
+            if not np.isfinite(times).all():
+                raise self._fault(time_key, f"at frame {int(np.argmin(np.isfinite(times)))} is not finite", "time")
+            self._arrays[key], self._arrays[time_key] = paths, times
+        return self._arrays[key], self._arrays[time_key]
+
+    def _video_cache(self) -> VideoCache:
+        if self._videos is not None:
+            return self._videos
+        if self._own_videos is None:
+            from data_utils.video import VideoCache
+
+            self._own_videos = VideoCache()
+        return self._own_videos
+
+    def _stored_frame(self, key: str, index: int) -> np.ndarray:
         with self._reading(key, index):
             data = self._datasets[key][index]
-        if source == "raw":
-            image = np.ascontiguousarray(data.transpose(1, 2, 0))
-            return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if self._is_bgr else image
-        return self._decode_jpeg(data, key, index)
+        if self._checksummed:
+            checks = self._checks(schema.FRAME_CHECKSUMS.format(key=key))
+            if int(checks[index]) != schema.array_checksum(data):
+                raise self._fault(key, f"at frame {index} is not what was written; {_UNSEALED}", "checksum")
+        return data
 
-    def _decode_jpeg(self, data: np.ndarray, key: str, index: int) -> np.ndarray:
-        # libjpeg fills in what a cut file lacks with grey, so the end marker is checked here.
-        if (
-            data.size < 4
-            or data[0] != 0xFF
-            or data[1] != 0xD8
-            or not data[-64:].tobytes().rstrip(b"\0").endswith(b"\xff\xd9")
-        ):
-            raise self._fault(
-                key, f"at frame {index} is not a whole JPEG ({data.size} bytes); record the episode again"
-            )
-        try:
-            image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-        except cv2.error as error:
-            raise self._fault(key, f"at frame {index} is not a decodable JPEG ({_one_line(error)})") from error
-        if image is None:
-            raise self._fault(key, f"at frame {index} is not a decodable JPEG; record the episode again")
-        first = self._jpeg_shapes.setdefault(key, image.shape)
-        if image.shape != first:
-            raise self._fault(key, f"at frame {index} is {image.shape[:2]}, other frames are {first[:2]}")
-        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if self._swap_jpeg else image
-
-    @property
-    def _is_bgr(self) -> bool:
-        return bool(self._attrs.get("is_bgr", False))
-
-    @property
-    def _swap_jpeg(self) -> bool:
-        """Whether OpenCV's decoded array must have its channels exchanged to be RGB."""
-        channels = self._attrs.get(JPEG_CHANNELS_ATTR)
-        if channels is None:
-            return self._is_bgr
-        if channels not in ("rgb", "bgr"):
-            raise self._fault(f"attribute {JPEG_CHANNELS_ATTR}", f"is {channels!r}; wanted 'rgb' or 'bgr'")
-        return channels == "rgb"
+    def _check_index(self, key: str, index: int) -> None:
+        if not 0 <= index < self.num_frames:
+            raise self._fault(key, f"has no frame {index}; the episode has {self.num_frames}")
 
     # -- helpers ----------------------------------------------------------------------------------------------------
 
-    def _poses(self, key: str) -> np.ndarray:
+    def _array(self, key: str) -> np.ndarray:
+        """A whole array as stored, compared with its checksum where the file has one; texts as (N,) objects."""
+        dataset = self._datasets[key]
+        with self._reading(key):
+            array = (dataset.asstr() if h5py.check_string_dtype(dataset.dtype) is not None else dataset)[()]
+            if self._checksummed:
+                stored = dataset.attrs.get(schema.CHECKSUM_ATTR)
+        if self._checksummed and (stored is None or int(stored) != schema.array_checksum(array)):
+            raise self._fault(key, f"is not what was written; {_UNSEALED}", "checksum")
+        return array
+
+    def _checks(self, key: str) -> np.ndarray:
         if key not in self._arrays:
             with self._reading(key):
-                poses = self._datasets[key][()].astype(np.float64)
-            fault = pose_fault(poses.reshape(-1, 4, 4))
+                self._arrays[key] = self._datasets[key][()]
+        return self._arrays[key]
+
+    def _poses(self, key: str) -> np.ndarray:
+        if key not in self._arrays:
+            poses = self._array(key).astype(np.float64)
+            fault = schema.pose_fault(poses.reshape(-1, 4, 4))
             if fault is not None:
-                frame = fault[0] // (self.num_ee if key.startswith("ee_pose") else 1)
-                raise self._fault(key, f"at frame {frame} {fault[1]}")
+                index, rule, what = fault
+                frame = index // (self.num_ee if key.startswith("ee_pose") else 1)
+                raise self._fault(key, f"at frame {frame} {what}", rule)
             self._arrays[key] = poses
         return self._arrays[key]
 
     def _grippers(self, key: str) -> np.ndarray:
         if key not in self._arrays:
-            with self._reading(key):
-                gripper = self._datasets[key][()].astype(np.float64).reshape(self.num_frames, self.num_ee)
-            if not np.isfinite(gripper).all():
-                frame = int(np.argmin(np.isfinite(gripper).all(-1)))
-                raise self._fault(key, f"at frame {frame} is not finite; wanted openness in [0, 1]")
+            gripper = self._array(key).astype(np.float64).reshape(self.num_frames, self.num_ee)
+            fault = schema.openness_fault(gripper)
+            if fault is not None:
+                raise self._fault(key, f"at frame {fault[0]} {fault[1]}", "gripper")
             self._arrays[key] = gripper
         return self._arrays[key]
 
-    def _fault(self, key: str, what: str) -> DataError:
-        return DataError(f"{self.path}: {key.lstrip('/')} {what}")
+    def _fault(self, key: str, what: str, rule: str = "schema") -> DataError:
+        return DataError(f"{self.path}: {key.lstrip('/')} {what}", rule)
 
     @contextlib.contextmanager
     def _reading(self, key: str, frame: int | None = None):
@@ -359,21 +446,8 @@ class Episode:
             raise
         except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError, OverflowError) as error:
             where = "" if frame is None else f" at frame {frame}"
-            raise self._fault(key, f"cannot be read{where} ({_one_line(error)}); the file is damaged") from error
-
-
-def pose_fault(poses: np.ndarray) -> tuple[int, str] | None:
-    """Index and description of the first of (N, 4, 4) that is not a rigid transform, or None."""
-    finite = np.isfinite(poses).all((-2, -1))
-    if not finite.all():
-        return int(np.argmin(finite)), "is not finite"
-    rotation = poses[:, :3, :3]
-    error = np.abs(rotation @ rotation.transpose(0, 2, 1) - np.eye(3)).max((-2, -1))
-    good = (error <= ROTATION_TOLERANCE) & (np.linalg.det(rotation) > 0)
-    good &= (np.abs(poses[:, 3] - (0.0, 0.0, 0.0, 1.0)) <= ROTATION_TOLERANCE).all(-1)
-    if not good.all():
-        return int(np.argmin(good)), "is not a rigid transform (its rotation part is not a rotation)"
-    return None
+            what = f"cannot be read{where} ({_one_line(error)}); the file is damaged"
+            raise self._fault(key, what, "file") from error
 
 
 def _one_line(error: BaseException) -> str:

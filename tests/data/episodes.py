@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import h5py
 import numpy as np
 from scipy.spatial.transform import Rotation
 
 from data_utils.config import DataConfig
-from data_utils.h5io import EpisodeWriter
+from data_utils.h5io import EpisodeWriter, seal
 from data_utils.types import TokenizedPrompt
 
 CAMERAS = ("front", "wrist")
@@ -76,6 +79,15 @@ def write_episode(
                 np.full(num_arms, min(1.0, (t + 1) / frames)) if desired else None,
             )
     return path
+
+
+@contextmanager
+def edited(path: Path) -> Iterator[h5py.File]:
+    """The file open for a change made on purpose: its checksums follow."""
+    with h5py.File(path, "r+") as file:
+        yield file
+        if "schema_version" in file.attrs:
+            seal(file)
 
 
 def tokenize(prompt: str, cameras: int) -> TokenizedPrompt:

@@ -4,7 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 
@@ -21,7 +20,7 @@ from data_utils.observation import (
     policy_from_robot_ee,
     robot_from_policy_ee,
 )
-from tests.data.episodes import CAMERAS, camera_pose, config, poses, tokenize, write_episode
+from tests.data.episodes import CAMERAS, camera_pose, config, edited, poses, tokenize, write_episode
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -134,12 +133,12 @@ def test_the_files_choice_of_arms_overrides_and_missing_arms_are_padded(tmp_path
     np.testing.assert_allclose(sample.world_from_ee[:, 1, 3], [1, 2])
     np.testing.assert_array_equal(sample.world_from_ref[:, 0, 3], [0, 1])
     assert sample.valid_ee.tolist() == [True, True]
-    with h5py.File(path, "r+") as file:
+    with edited(path) as file:
         file.attrs["ee_indices"] = [2]
     sample = H5DatasetMapBase([path], two, train=False).sample(0, rng(), frame=2)
     np.testing.assert_allclose(sample.world_from_ee[:, 1, 3], [2, 0])
     assert sample.valid_ee.tolist() == sample.gripper_mask.tolist() == [True, False]
-    with h5py.File(path, "r+") as file:
+    with edited(path) as file:
         file.attrs["ee_indices"] = [7]
     with pytest.raises(DataError, match="ee_indices"):
         H5DatasetMapBase([path], two, train=False).sample(0, rng(), frame=2)
@@ -187,7 +186,7 @@ def test_frames_that_do_not_fit_the_config_are_refused():
 
 
 def test_masks_of_the_file_reach_the_sample(episode):
-    with h5py.File(episode, "r+") as file:
+    with edited(episode) as file:
         mask = np.ones((12, 24, 32), bool)
         mask[:, :, :16] = False
         file["wrist/mask"] = mask
