@@ -124,16 +124,16 @@ class Episode:
             what = f"is {version}; this library reads up to {schema.SCHEMA_VERSION}: update it, or record again"
             raise self._fault(f"attribute {schema.VERSION_ATTR}", what, "version")
         self._checksummed = version >= 2
-        self._keys: frozenset[str] = frozenset()  # what the file says it holds
+        self._checksums: dict[str, int | None] = {}  # of every key the file was written with
         if self._checksummed:
             stored = self._attrs.get(schema.ATTRIBUTES_CHECKSUM_ATTR)
             if stored is None or int(stored) != schema.attributes_checksum(self._attrs):
                 raise self._fault("attributes", f"are not what was written; {_UNSEALED}", "checksum")
-            self._keys = frozenset(self._attrs[schema.KEYS_ATTR].split("\n"))
+            self._checksums = schema.parse_checksums(self._attrs[schema.CHECKSUMS_ATTR])
 
     def _has(self, key: str) -> bool:
         """Whether an optional key is there, or ought to be."""
-        return key in self._keys or key in self._file
+        return key in self._checksums or key in self._file
 
     def _check_gripper(self, key: str) -> None:
         shape, _ = self._dataset(key, "fiu")
@@ -386,8 +386,10 @@ class Episode:
         with self._reading(key, index):
             data = self._datasets[key][index]
         if self._checksummed:
-            checks = self._checks(schema.FRAME_CHECKSUMS.format(key=key))
-            if int(checks[index]) != schema.array_checksum(data):
+            beside = schema.FRAME_CHECKSUMS.format(key=key)
+            if beside not in self._arrays:
+                self._arrays[beside] = self._array(beside)
+            if int(self._arrays[beside][index]) != schema.array_checksum(data):
                 raise self._fault(key, f"at frame {index} is not what was written; {_UNSEALED}", "checksum")
         return data
 
@@ -402,17 +404,9 @@ class Episode:
         dataset = self._datasets[key]
         with self._reading(key):
             array = (dataset.asstr() if h5py.check_string_dtype(dataset.dtype) is not None else dataset)[()]
-            if self._checksummed:
-                stored = dataset.attrs.get(schema.CHECKSUM_ATTR)
-        if self._checksummed and (stored is None or int(stored) != schema.array_checksum(array)):
+        if self._checksummed and self._checksums.get(key) != schema.array_checksum(array):
             raise self._fault(key, f"is not what was written; {_UNSEALED}", "checksum")
         return array
-
-    def _checks(self, key: str) -> np.ndarray:
-        if key not in self._arrays:
-            with self._reading(key):
-                self._arrays[key] = self._datasets[key][()]
-        return self._arrays[key]
 
     def _poses(self, key: str) -> np.ndarray:
         if key not in self._arrays:

@@ -226,7 +226,7 @@ class _Content:
 
 
 def seal(file: h5py.File) -> None:
-    """Write the checksums and the list of keys of what ``file`` (open for writing) holds now.
+    """Write the checksums of what ``file`` (open for writing) holds now.
 
     For files of schema version 2 that were changed on purpose; the reader refuses them otherwise.
     """
@@ -234,15 +234,16 @@ def seal(file: h5py.File) -> None:
     file.visititems(lambda key, item: datasets.update({key: item}) if isinstance(item, h5py.Dataset) else None)
     for key in [key for key in datasets if key.endswith(schema.FRAME_CHECKSUMS.format(key=""))]:
         del file[key], datasets[key]
-    for key, dataset in list(datasets.items()):
+    checksums: dict[str, int | None] = {}
+    for key, dataset in datasets.items():
         is_text = h5py.check_string_dtype(dataset.dtype) is not None
         if key.endswith(("/rgb", "/mask")) and not is_text:
             beside = schema.FRAME_CHECKSUMS.format(key=key)
-            datasets[beside] = file.create_dataset(beside, data=schema.frame_checksums(dataset))
+            file[beside] = per_frame = schema.frame_checksums(dataset)
+            checksums |= {key: None, beside: schema.array_checksum(per_frame)}
         else:
-            array = dataset.asstr()[()] if is_text else dataset[()]
-            dataset.attrs[schema.CHECKSUM_ATTR] = np.uint32(schema.array_checksum(array))
-    file.attrs[schema.KEYS_ATTR] = "\n".join(sorted(datasets))
+            checksums[key] = schema.array_checksum(dataset.asstr()[()] if is_text else dataset[()])
+    file.attrs[schema.CHECKSUMS_ATTR] = schema.format_checksums(checksums)
     file.attrs[schema.ATTRIBUTES_CHECKSUM_ATTR] = np.uint32(schema.attributes_checksum(dict(file.attrs)))
 
 

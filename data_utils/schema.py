@@ -1,9 +1,9 @@
 """What an episode file fixes beyond its keys: version, attribute names, tolerances, checksums.
 
-Schema version 2 adds checksums (CRC-32, as in zlib) and the list of keys, so that no damage to a file goes unnoticed:
-every array carries the attribute ``crc32`` of its bytes, ``<camera>/rgb_crc32`` and ``<camera>/mask_crc32`` hold one
-number per frame, the attribute ``keys`` lists every array, and ``attributes_crc32`` covers the attributes of the file.
-Files of version 1, and files without a version, have none of these and are read as they are.
+Schema version 2 adds checksums (CRC-32, as in zlib), so that no damage to a file goes unnoticed: the attribute
+``checksums`` lists every array with that of its bytes, ``<camera>/rgb_crc32`` and ``<camera>/mask_crc32`` hold one
+number per frame, and the attribute ``attributes_crc32`` covers all the others. Files of version 1, and files without a
+version, have none of these and are read as they are.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ VERSION_ATTR = "schema_version"
 # OpenCV's encoder unswapped, so red and blue are exchanged inside the file; files without the attribute are such.
 JPEG_CHANNELS_ATTR = "jpeg_channels"
 VIDEO_ROOT_ATTR = "video_root"
-KEYS_ATTR = "keys"
-CHECKSUM_ATTR = "crc32"
+CHECKSUMS_ATTR = "checksums"
 ATTRIBUTES_CHECKSUM_ATTR = "attributes_crc32"
 FRAME_CHECKSUMS = "{key}_crc32"  # dataset beside one that is read frame by frame
 
@@ -38,6 +37,18 @@ def array_checksum(array: np.ndarray) -> int:
 def frame_checksums(frames: Iterable[np.ndarray]) -> np.ndarray:
     """(T,) uint32, one checksum per frame."""
     return np.array([array_checksum(np.asarray(frame)) for frame in frames], np.uint32)
+
+
+def format_checksums(checksums: Mapping[str, int | None]) -> str:
+    """The ``checksums`` attribute: a line per key; None for keys that are checked frame by frame."""
+    lines = (f"{key} {'-' if value is None else f'{value:08x}'}" for key, value in sorted(checksums.items()))
+    return "\n".join(lines)
+
+
+def parse_checksums(text: str) -> dict[str, int | None]:
+    """Inverse of :func:`format_checksums`."""
+    pairs = (line.rsplit(" ", 1) for line in text.split("\n"))
+    return {key: None if value == "-" else int(value, 16) for key, value in pairs}
 
 
 def attributes_checksum(attributes: Mapping) -> int:
