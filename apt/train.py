@@ -58,7 +58,12 @@ class Trainer:
         self.best_score, self.latest_score = float("inf"), float("inf")
 
         datasets = [
-            get_dataset_class(name)(config=data, train=True, train_stage=config.train_stage, seed=config.seed)
+            get_dataset_class(name)(
+                config=data,
+                train_stage=config.train_stage,
+                seed=config.seed,
+                defer_color=backend.device.type == "cuda",
+            )
             for name, data in zip(config.dataset_classes, config.data_configs(), strict=True)
         ]
         self._say(f"data: {sum(len(d) for d in datasets)} episodes in {', '.join(config.dataset_classes)}")
@@ -226,7 +231,7 @@ class Trainer:
                 if batch is None:
                     break
                 self._epoch_samples += global_batch
-                yield batch.to(self.backend.device)
+                yield batch.to(self.backend.device).recolored()
             self.epoch, self._epoch_samples = self.epoch + 1, 0
 
     def _generator(self, micro: int) -> torch.Generator:

@@ -1,7 +1,8 @@
 """Training-time image augmentation on uint8 frames, from an explicit generator.
 
 One draw per camera and sample: all observed frames of a camera are changed alike. The crop moves the image's geometry,
-so its window is given to the caller, who makes the intrinsics follow.
+so its window is given to the caller, who makes the intrinsics follow. Colours are changed here, frame by frame, on a
+CPU; where there is a GPU the same draws are applied to whole batches there (``device_augment.py``).
 """
 
 from __future__ import annotations
@@ -36,6 +37,11 @@ class Patch:
     width: float
     color: tuple[int, int, int]
 
+    def window(self, hw: tuple[int, int]) -> tuple[int, int, int, int]:
+        """(top, left, height, width) in pixels of an image of ``hw``."""
+        height, width = hw
+        return int(self.top * height), int(self.left * width), int(self.height * height), int(self.width * width)
+
 
 @dataclass(frozen=True)
 class ImageAugmentation:
@@ -48,6 +54,11 @@ class ImageAugmentation:
     tint: tuple[float, tuple[int, int, int]] | None = None  # strength, RGB
     patches: tuple[Patch, ...] = ()
 
+    @property
+    def crop_only(self) -> "ImageAugmentation":
+        """The part that moves the geometry, without the colours."""
+        return ImageAugmentation(crop=self.crop)
+
     def crop_window(self, hw: tuple[int, int]) -> tuple[int, int, int, int]:
         """(top, left, height, width) of the part that is kept of an image of ``hw``."""
         if self.crop is None:
@@ -56,29 +67,35 @@ class ImageAugmentation:
         height, width = max(1, round(side * hw[0])), max(1, round(side * hw[1]))
         return round(top * (hw[0] - height)), round(left * (hw[1] - width)), height, width
 
+    @property
+    def lookup(self) -> np.ndarray | None:
+        """(256, 3) uint8 per RGB channel: tint, then tone, in one table; None where neither is drawn."""
+        if self.tone is None and self.tint is None:
+            return None
+        table = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+        if self.tint is not None:
+            strength, color = self.tint
+            table = (table * (1 - strength) + strength * np.array(color)).astype(np.uint8)
+        return table if self.tone is None else self.tone[table]
+
     def recolor(self, image: np.ndarray) -> np.ndarray:
         """(H, W, 3) uint8 RGB to the same; geometry is untouched and the input is not written to."""
-        if self.patches or self.tint is not None:
-            image = self._change_background(image)
-        if self.tone is not None:
-            image = cv2.LUT(image, self.tone)
+        if self.patches:
+            image = np.ascontiguousarray(image).copy()
+            for patch in self.patches:
+                top, left, height, width = patch.window(image.shape[:2])
+                image[top : top + height, left : left + width] = patch.color
+        lookup = self.lookup
+        if lookup is not None:
+            image = cv2.LUT(image, lookup[:, None])
         if self.color is not None:
             image = cv2.transform(image, self.color)
         if self.blur_sigma is not None:
             image = cv2.GaussianBlur(image, (0, 0), self.blur_sigma)
         return image
 
-    def _change_background(self, image: np.ndarray) -> np.ndarray:
-        image = np.ascontiguousarray(image).copy()
-        height, width = image.shape[:2]
-        for patch in self.patches:
-            top, left = int(patch.top * height), int(patch.left * width)
-            image[top : top + int(patch.height * height), left : left + int(patch.width * width)] = patch.color
-        if self.tint is not None:
-            strength, color = self.tint
-            ramp = (np.arange(256)[:, None] * (1 - strength) + strength * np.array(color)).astype(np.uint8)
-            image = cv2.LUT(image, ramp[:, None])
-        return image
+
+NO_AUGMENTATION = ImageAugmentation()
 
 
 def draw_augmentation(config: DataConfig, camera: str, rng: np.random.Generator) -> ImageAugmentation:

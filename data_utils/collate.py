@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from data_utils.device_augment import ColorDraws, stack_draws
 from data_utils.types import Batch, Observation, Sample, TokenizedPrompt
 
 STATE_DIM = 17
@@ -72,7 +73,14 @@ class Collator:
             gripper_mask=torch.from_numpy(_stack([sample.gripper_mask for sample in samples], 0, arms, False)),
             timestamp=torch.tensor([sample.timestamp for sample in samples], dtype=torch.float64),
             source=[sample.source for sample in samples],
+            color=self._color(samples),
         )
+
+    def _color(self, samples: Sequence[Sample]) -> ColorDraws | None:
+        deferred = [sample.color for sample in samples if sample.color is not None]
+        if deferred and len(deferred) < len(samples):
+            raise ValueError("some samples of a batch leave colour changes to the device and others do not")
+        return stack_draws(deferred, self.num_cameras) if deferred else None
 
     def _tokens(self, samples: Sequence[Sample], shown: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         prompts = [self.tokenize(sample.prompt, int(n)) for sample, n in zip(samples, shown, strict=True)]

@@ -31,6 +31,7 @@ class H5DatasetMapBase(torch.utils.data.Dataset):
         train: draw camera order, reference camera and augmentation; else both are fixed and nothing is augmented.
         train_stage: 0 (VA prior) reads the first half of the sorted episodes where the class asks for it, 1 (VLA) all.
         seed: of ``__getitem__``'s generator.
+        defer_color: leave augmentation of colours to the device (``Batch.recolored``).
     Raises:
         DataError: no episodes, or one whose header is wrong (every header is read once, here).
     """
@@ -49,11 +50,13 @@ class H5DatasetMapBase(torch.utils.data.Dataset):
         train: bool = True,
         train_stage: int = 1,
         seed: int = 0,
+        defer_color: bool = False,
     ) -> None:
         self.name = type(self).name or type(self).__name__
         self.config = config if config is not None else type(self).config
         self.train = train
         self.seed = seed
+        self.defer_color = defer_color
         if train_stage not in (0, 1):
             raise ValueError(f"train_stage is {train_stage}; wanted 0 (VA prior) or 1 (VLA)")
         files = sorted(os.fspath(path) for path in (locate(self.name) if paths is None else paths))
@@ -111,6 +114,7 @@ class H5DatasetMapBase(torch.utils.data.Dataset):
                 targets=targets,
                 commanded=episode.has_desired,
                 rng=draw,
+                defer_color=self.defer_color and self.train,
                 source=f"{episode.path} frame {frame}",
             )
         except ValueError as error:

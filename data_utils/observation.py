@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from data_utils.augment import ImageAugmentation, draw_augmentation
+from data_utils.augment import NO_AUGMENTATION, ImageAugmentation, draw_augmentation
 from data_utils.config import DataConfig
-from data_utils.letterbox import fit
+from data_utils.device_augment import pack_draws
+from data_utils.letterbox import Letterbox, fit
 from data_utils.resample import interpolate_poses, interpolate_values
 from data_utils.types import Sample
 
@@ -90,6 +91,7 @@ def make_sample(
     targets: StateTrack | None = None,
     commanded: bool = False,
     rng: np.random.Generator | None = None,
+    defer_color: bool = False,
     source: str = "",
 ) -> Sample:
     """Build a sample from observed frames and the robot's track.
@@ -105,6 +107,8 @@ def make_sample(
         commanded: ``targets`` are commands, which lead the state by one step.
         rng: training: draws camera order, reference cameras and augmentation. None: cameras as in the config, each
             arm's first candidate as reference, no augmentation.
+        defer_color: pack the drawn changes of colour into the sample instead of applying them
+            (:func:`data_utils.device_augment.recolor` does, for a batch, on the device).
         source: file and frame, for messages.
     Returns:
         A sample of Ncam = ``config.num_cameras`` and Nee = ``config.num_arms``; arms the track lacks are padded.
@@ -131,12 +135,16 @@ def make_sample(
     rgb = np.zeros((config.num_obs, len(order), 3, *config.image_hw), np.uint8)
     mask = np.zeros((config.num_obs, len(order), *config.image_hw), bool)
     K = np.empty((len(order), 3, 3), np.float32)
+    augmentations, windows = [], []
     for position, camera in enumerate(order):
-        augmentation = None if rng is None else draw_augmentation(config, camera, rng)
+        augmentation = NO_AUGMENTATION if rng is None else draw_augmentation(config, camera, rng)
+        applied = augmentation.crop_only if defer_color else augmentation
         for number, frame in enumerate(frames):
-            K[position] = _place(
-                frame[camera], config.image_hw, augmentation, rgb[number, position], mask[number, position]
+            box, K[position] = _place(
+                frame[camera], config.image_hw, applied, rgb[number, position], mask[number, position]
             )
+        augmentations.append(augmentation)
+        windows.append((*box.offset, *box.size))
     world_from_cam = np.array([[frame[camera].world_from_cam for camera in order] for frame in frames], np.float32)
 
     history = _pad_arms(states.at(history_times(config, now, step), config), config.num_arms)
@@ -157,6 +165,7 @@ def make_sample(
         gripper_mask=valid_ee.copy(),
         timestamp=float(now),
         future=future,
+        color=pack_draws(augmentations, windows) if defer_color else None,
         source=source,
     )
 
@@ -169,30 +178,28 @@ def _reference_camera(config: DataConfig, arm: int, rng: np.random.Generator | N
 def _place(
     frame: CameraFrame,
     image_hw: tuple[int, int],
-    augmentation: ImageAugmentation | None,
+    augmentation: ImageAugmentation,
     rgb: np.ndarray,
     mask: np.ndarray,
-) -> np.ndarray:
-    """Letterbox one frame into ``rgb`` (3, H', W') and ``mask`` (H', W'), both zero before; returns K (3, 3)."""
+) -> tuple[Letterbox, np.ndarray]:
+    """Letterbox one frame into ``rgb`` (3, H', W') and ``mask`` (H', W'), both zero before; how, and K (3, 3)."""
     image, valid, K = frame.rgb, frame.mask, frame.K
     if valid is not None and valid.shape != image.shape[:2]:
         raise ValueError(f"an image of {image.shape[:2]} has a mask of {valid.shape}; they must agree")
-    if augmentation is not None and augmentation.crop is not None:
+    if augmentation.crop is not None:
         top, left, height, width = augmentation.crop_window(image.shape[:2])
         image = image[top : top + height, left : left + width]
         valid = None if valid is None else valid[top : top + height, left : left + width]
         K = K - np.array([[0.0, 0.0, left], [0.0, 0.0, top], [0.0, 0.0, 0.0]])
     box = fit(image.shape[:2], image_hw)
-    image = box.resize(image)
-    if augmentation is not None:
-        image = augmentation.recolor(image)
+    image = augmentation.recolor(box.resize(image))
     # Written channel by channel straight into the sample: a quarter of the time of a transposed copy.
     cv2.split(image, [channel[box.window] for channel in rgb])
     if valid is None:
         mask[box.window] = True
     else:
         mask[...] = box.mask(valid)
-    return box.intrinsics(K)
+    return box, box.intrinsics(K)
 
 
 def _pad_arms(states: np.ndarray, num_arms: int) -> np.ndarray:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from data_utils.device_augment import ColorDraws, recolor
+
 
 @dataclass
 class Sample:
@@ -31,6 +33,7 @@ class Sample:
     gripper_mask: np.ndarray  # (Nee,) bool, False where the arm has no gripper to predict
     timestamp: float
     future: np.ndarray | None = None  # (Ta, Nee, 17) float32, None when serving
+    color: ColorDraws | None = None  # changes of colour still to be made, on the device
     source: str = ""  # file and frame, for messages
 
 
@@ -81,12 +84,20 @@ class Batch:
     gripper_mask: torch.Tensor  # (B, Nee) bool
     timestamp: torch.Tensor  # (B,) float64
     source: list[str]  # B
+    color: ColorDraws | None = None  # changes of colour still to be made (B, Ncam, ...)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
         return _to(self, device, non_blocking)
 
     def pin_memory(self) -> "Batch":
         return _map_tensors(self, torch.Tensor.pin_memory)
+
+    def recolored(self) -> "Batch":
+        """With the changes of colour made that were left to the device; itself where none were."""
+        if self.color is None:
+            return self
+        observation = dataclasses.replace(self.observation, rgb=recolor(self.observation.rgb, self.color))
+        return dataclasses.replace(self, observation=observation, color=None)
 
 
 def _map_tensors(value, function):
