@@ -11,7 +11,6 @@ import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
@@ -19,10 +18,7 @@ import numpy as np
 from data_utils import schema
 from data_utils.errors import DataError
 from data_utils.h5frames import FrameDecoder, FrameError, JpegDecoder, RawDecoder
-
-if TYPE_CHECKING:
-    from data_utils.video import VideoCache
-
+from data_utils.video import VideoCache
 
 _UNSEALED = "record it again, or, if it was changed on purpose, renew its checksums (data_utils.h5io.seal)"
 
@@ -377,8 +373,6 @@ class Episode:
         if self._videos is not None:
             return self._videos
         if self._own_videos is None:
-            from data_utils.video import VideoCache
-
             self._own_videos = VideoCache()
         return self._own_videos
 
