@@ -2,7 +2,17 @@
 # Make the repository's environment: .venv with the pinned packages and the simulator, and a headless OpenGL library.
 # Safe to run again: it does only what is missing. Uses an interpreter given as $PYTHON, else the newest of 3.10-3.12.
 set -euo pipefail
-case "${1:-}" in -h | --help) echo 'usage: bash scripts/setup.sh   (no flags; PYTHON=... chooses the interpreter)'; exit 0 ;; esac
+torchcodec=""
+for argument in "$@"; do
+    case "$argument" in
+        --torchcodec) torchcodec="yes" ;;
+        -h | --help)
+            echo 'usage: bash scripts/setup.sh [--torchcodec]   (PYTHON=... chooses the interpreter)'
+            echo '  --torchcodec  also install the video reader torchcodec and the FFmpeg libraries it needs (apt-get)'
+            exit 0 ;;
+        *) printf 'error: unknown argument %s; see bash scripts/setup.sh --help\n' "$argument" >&2; exit 2 ;;
+    esac
+done
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 cd "$ROOT"
 
@@ -47,5 +57,17 @@ if ! .venv/bin/python -c 'from examples.pickplace.headless import select_gl; sel
     apt_install libosmesa6
     .venv/bin/python -c 'from examples.pickplace.headless import select_gl; select_gl()' ||
         fail "libosmesa6 is installed but does not load; try: apt-get install libegl1 libgl1-mesa-dri, and MUJOCO_GL=egl"
+fi
+if [ -n "$torchcodec" ]; then
+    loads() { .venv/bin/python -c 'import torchcodec.decoders' 2>/dev/null; }
+    if ! .venv/bin/python -m pip show -q torchcodec 2>/dev/null; then
+        say "installing torchcodec into .venv"
+        .venv/bin/python -m pip install -q --disable-pip-version-check --no-deps torchcodec==0.13.0
+    fi
+    if ! loads; then
+        may_install || fail "torchcodec needs FFmpeg's shared libraries; run: apt-get install ffmpeg"
+        apt_install --no-install-recommends ffmpeg
+        loads || fail "torchcodec does not load; see .venv/bin/python -c 'import torchcodec.decoders'"
+    fi
 fi
 say "ready: .venv, $(.venv/bin/python -c 'import torch; print("torch", torch.__version__, "with CUDA" if torch.cuda.is_available() else "on the CPU")')"
