@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
-import io
-import re
-import sys
 
 import tyro
 
 from apt.configs import CONFIGS, TrainConfig, get_config
-
-
-class CommandLineError(ValueError):
-    """A flag that does not exist or whose value does not fit."""
+from data_utils.cli import CommandLineError, parse
 
 
 def parse_train_config(argv: list[str]) -> TrainConfig:
@@ -37,23 +30,14 @@ def parse_train_config(argv: list[str]) -> TrainConfig:
     preset = get_config(name)
     _check_flags(argv)
     description = f"Train one stage. --config NAME chooses a preset: {', '.join(sorted(CONFIGS))}."
-    wants_help = any(argument in ("-h", "--help") for argument in argv)
-    said = io.StringIO()
-    try:
-        # tyro draws a box around its complaints; users get the sentence in it.
-        with contextlib.nullcontext() if wants_help else contextlib.redirect_stderr(said):
-            return tyro.cli(
-                TrainConfig,
-                default=preset,
-                args=argv,
-                prog="python -m apt.train --config NAME",
-                description=description,
-                config=(tyro.conf.FlagConversionOff,),
-            )
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            sys.exit(0)
-        raise CommandLineError(_sentence(said.getvalue())) from None
+    return parse(
+        TrainConfig,
+        argv,
+        prog="python -m apt.train --config NAME",
+        description=description,
+        default=preset,
+        config=(tyro.conf.FlagConversionOff,),
+    )
 
 
 def _check_flags(argv: list[str]) -> None:
@@ -65,11 +49,3 @@ def _check_flags(argv: list[str]) -> None:
                 close = difflib.get_close_matches(flag, known, n=1)
                 hint = f"; did you mean --{close[0]}?" if close else "; --help lists them"
                 raise CommandLineError(f"unknown flag {argument.split('=', 1)[0]}{hint}")
-
-
-def _sentence(box: str) -> str:
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    lines = [re.sub(r"[│╭╮╰╯─]+", " ", line).strip() for line in plain.splitlines()]
-    kept = [line for line in lines if line and not line.lower().startswith(("parsing error", "for full helptext"))]
-    text = re.sub(r"^.*?Error parsing ", "", " ".join(kept))
-    return text.split(" Argument helptext")[0] or "the command line does not parse; see --help"

@@ -1,0 +1,54 @@
+"""Command lines from dataclasses, with complaints of one line."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Sequence
+from typing import TypeVar
+
+import tyro
+
+T = TypeVar("T")
+
+
+class CommandLineError(ValueError):
+    """A flag that does not exist or whose value does not fit."""
+
+
+def parse(
+    into: type[T], argv: Sequence[str], prog: str, description: str, default: T | None = None, config: tuple = ()
+) -> T:
+    """An instance of the dataclass ``into`` from command-line arguments; ``--help`` prints and exits.
+
+    Args:
+        into: the dataclass; every field is a flag.
+        argv: the arguments.
+        prog: the command, as its help shows it.
+        description: what it does.
+        default: values of flags that are not given; None: the fields' own defaults.
+        config: markers of ``tyro.conf``.
+    Raises:
+        CommandLineError: an unknown flag, a missing one, or a value of the wrong type, in one line.
+    """
+    wants_help = any(argument in ("-h", "--help") for argument in argv)
+    values = {} if default is None else {"default": default}
+    said = io.StringIO()
+    try:
+        # tyro draws a box around its complaints; users get the sentence in it.
+        with contextlib.nullcontext() if wants_help else contextlib.redirect_stderr(said):
+            return tyro.cli(into, args=list(argv), prog=prog, description=description, config=config, **values)
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            sys.exit(0)
+        raise CommandLineError(_sentence(said.getvalue())) from None
+
+
+def _sentence(box: str) -> str:
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    lines = [re.sub(r"[│╭╮╰╯─]+", " ", line).strip() for line in plain.splitlines()]
+    kept = [line for line in lines if line and not line.lower().startswith(("parsing error", "for full helptext"))]
+    text = re.sub(r"^.*?Error parsing ", "", " ".join(kept))
+    return re.split(r" (?:Argument|Required) helptext", text)[0] or "the command line does not parse; see --help"

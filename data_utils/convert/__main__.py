@@ -1,0 +1,83 @@
+"""``python -m data_utils.convert FORMAT --src ... --out ...``: other formats to episode files."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from data_utils.cli import CommandLineError, parse
+from data_utils.convert.runner import RECORD, run
+from data_utils.errors import DataError
+
+# Format -> module, settings, converter (made from the settings), what it reads. Imported when it is asked for: each
+# needs libraries that the others do not.
+FORMATS = {
+    "libero": ("data_utils.convert.libero", "LiberoSettings", "LiberoConverter", "LIBERO's demonstrations, replayed"),
+    "lerobot": ("data_utils.convert.lerobot", "LerobotSettings", "LerobotConverter", "LeRobot v2.1 and v3.0"),
+    "robomimic": ("data_utils.convert.robomimic", "RobomimicSettings", "RobomimicConverter", "robomimic's HDF5"),
+}
+
+
+def main(argv: list[str]) -> int:
+    """Exit code: 0, 1 where an episode failed, 2 for a wrong command, 130 after Ctrl-C."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage(), file=sys.stdout if argv else sys.stderr)
+        return 0 if argv else 2
+    try:
+        if argv[0] not in FORMATS:
+            raise CommandLineError(f"unknown format {argv[0]!r}; known: {', '.join(FORMATS)}")
+        module_name, settings_name, converter_name, what = FORMATS[argv[0]]
+        module = importlib.import_module(module_name)
+        settings, out, workers = _parse(getattr(module, settings_name), argv, what)
+        converter = getattr(module, converter_name)(settings)
+        # A converter whose settings are names of files says what is in them; for others the settings are the whole.
+        described = converter.described() if hasattr(converter, "described") else dataclasses.asdict(settings)
+        summary = run(converter, out, workers, {"format": argv[0], **_jsonable(described)})
+    except (CommandLineError, DataError) as error:
+        print(f"python -m data_utils.convert: {error}", file=sys.stderr)
+        return 2
+    print(f"{summary.text()}\n  recorded in {out / RECORD}")
+    return 130 if summary.interrupted else 1 if summary.failed else 0
+
+
+def _parse(settings: type, argv: list[str], what: str) -> tuple[object, Path, int]:
+    """The format's settings, the output folder and the number of workers."""
+    arguments = dataclasses.make_dataclass(
+        "Arguments",
+        [
+            ("settings", Annotated[settings, tyro.conf.arg(name="")]),
+            ("out", Annotated[Path, tyro.conf.arg(help="Folder of the episode files.")]),
+            ("workers", Annotated[int, tyro.conf.arg(help="Processes.")], dataclasses.field(default=_cores())),
+        ],
+    )
+    parsed = parse(arguments, argv[1:], f"python -m data_utils.convert {argv[0]}", f"Convert {what} to episode files.")
+    return parsed.settings, parsed.out, parsed.workers
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _jsonable(value):
+    if isinstance(value, dict):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _usage() -> str:
+    formats = "\n".join(f"  {name:10} {entry[3]}" for name, entry in FORMATS.items())
+    return (
+        f"python -m data_utils.convert FORMAT --src ... --out ... [--workers N]\n{formats}\nFORMAT --help lists flags."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,145 @@
+"""What a conversion leaves behind, whatever becomes of its episodes and its processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from data_utils.convert.__main__ import main
+from data_utils.convert.runner import run
+from data_utils.errors import DataError
+from data_utils.h5io import Episode
+from tests.convert.sources import Source
+
+REPOSITORY = Path(__file__).parents[2]
+# A conversion in a process of its own: argv is the output folder, a folder for the log, and the kinds of episodes.
+CONVERSION = """
+import sys
+from pathlib import Path
+from data_utils.convert.runner import run
+from tests.convert.sources import Source
+if __name__ == "__main__":
+    out, log, *kinds = sys.argv[1:]
+    print(run(Source(tuple(kinds), Path(log)), Path(out), 2, {}).text())
+"""
+
+
+def start(tmp_path: Path, *kinds: str) -> subprocess.Popen:
+    (tmp_path / "conversion.py").write_text(CONVERSION)
+    (tmp_path / "log").mkdir(exist_ok=True)
+    command = [sys.executable, str(tmp_path / "conversion.py"), str(tmp_path / "out"), str(tmp_path / "log"), *kinds]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(path: Path, seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} did not appear"
+        time.sleep(0.02)
+
+
+def record(out: Path) -> dict:
+    return json.loads((out / "conversion.json").read_text())
+
+
+def test_every_episode_is_converted_skipped_or_failed_and_the_rest_goes_on(tmp_path, capfd):
+    kinds = ("good", "skip", "wrong", "killed", "surprise", "good", "skip")
+    summary = run(Source(kinds), tmp_path, 2, {"image_size": 24})
+    assert (summary.converted, summary.already_there) == (2, 0)
+    assert summary.skipped == {"part/01_skip": "not successful", "part/06_skip": "not successful"}
+    failures = {failure.episode: failure for failure in summary.failed}
+    assert {name: failure.rule for name, failure in failures.items()} == {
+        "part/02_wrong": "pose",
+        "part/03_killed": "worker died",
+        "part/04_surprise": "unexpected error",
+    }
+    assert "SIGKILL" in failures["part/03_killed"].message
+    assert "KeyError at sources.py" in failures["part/04_surprise"].message
+    assert "part/02_wrong: part/02_wrong: has no pose" in capfd.readouterr().err
+
+    written = record(tmp_path)
+    assert written["state"] == "finished" and written["settings"] == {"image_size": 24}
+    assert (written["episodes"], written["converted"], len(written["skipped"]), len(written["failed"])) == (7, 2, 2, 3)
+    files = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
+    assert files == [".conversion.lock", "00_good.h5", "05_good.h5", "conversion.json"]
+    with Episode(tmp_path / "part/00_good.h5") as episode:
+        assert episode.prompts == ["wave"]
+
+
+def test_a_finished_episode_is_not_converted_again_and_leftovers_are_removed(tmp_path):
+    out, log = tmp_path / "out", tmp_path / "log"
+    log.mkdir()
+    run(Source(("good",)), out, 1, {})
+    leftover = out / "part/.01_good.h5.12345.tmp"
+    leftover.write_bytes(b"half an episode")
+    summary = run(Source(("good", "good"), log), out, 1, {})
+    assert (summary.converted, summary.already_there) == (1, 1)
+    assert [path.name for path in log.iterdir()] == ["01_good"]
+    assert not leftover.exists()
+
+
+def test_other_settings_on_the_same_folder_are_refused_by_name(tmp_path):
+    run(Source(()), tmp_path, 1, {"image_size": 256, "src": "a"})
+    with pytest.raises(DataError, match=r"image_size was 256, now 128") as refusal:
+        run(Source(()), tmp_path, 1, {"image_size": 128, "src": "a"})
+    assert "src" not in str(refusal.value)
+
+
+def test_a_killed_conversion_leaves_whole_episodes_and_is_taken_up_again(tmp_path):
+    process = start(tmp_path, "good", "slow", "slow", "good")
+    wait_for(tmp_path / "log/02_slow")
+    process.kill()
+    process.communicate()
+    out = tmp_path / "out"
+    assert [path.name for path in out.rglob("*.h5")] == ["00_good.h5"]
+    with Episode(out / "part/00_good.h5") as episode:
+        assert len(episode) == 3
+    assert record(out)["state"] == "running"
+    # Names tell what was done; the slow ones are now quick.
+    for old in ("01_slow", "02_slow"):
+        (tmp_path / "log" / old).unlink()
+    summary = run(Source(("good", "good", "good", "good")), out, 2, {})
+    assert (summary.converted, summary.already_there) == (3, 1)
+
+
+def test_ctrl_c_ends_the_workers_and_says_how_to_go_on(tmp_path):
+    process = start(tmp_path, "good", "slow", "slow")
+    wait_for(tmp_path / "log/02_slow")
+    os.kill(process.pid, signal.SIGINT)
+    said, complaints = process.communicate(timeout=20)
+    assert "interrupted; the same command goes on from here" in said
+    assert "Traceback" not in complaints
+    assert record(tmp_path / "out")["state"] == "interrupted"
+    assert [path.name for path in (tmp_path / "out").rglob("*.h5")] == ["00_good.h5"]
+
+
+def test_two_conversions_do_not_share_a_folder(tmp_path):
+    process = start(tmp_path, "slow")
+    wait_for(tmp_path / "log/00_slow")
+    with pytest.raises(DataError, match="another conversion is writing there"):
+        run(Source(("good",)), tmp_path / "out", 1, {})
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["hdf7"], "unknown format 'hdf7'; known: libero, lerobot, robomimic"),
+        (["lerobot", "--out", "x"], "--src"),
+        (["lerobot", "--src", "/nowhere", "--out", "x", "--mapping", "droid"], "/nowhere"),
+        (["lerobot", "--src", ".", "--out", "x", "--mapping", "droid", "--wrokers", "2"], "--wrokers"),
+    ],
+)
+def test_a_wrong_command_is_answered_in_one_line(arguments, complaint, capsys):
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and complaint in said
