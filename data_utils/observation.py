@@ -12,7 +12,7 @@ from data_utils.augment import NO_AUGMENTATION, ImageAugmentation, draw_augmenta
 from data_utils.config import DataConfig
 from data_utils.device_augment import pack_draws
 from data_utils.letterbox import Letterbox, fit
-from data_utils.resample import interpolate_poses, interpolate_values
+from data_utils.resample import Bracket
 from data_utils.types import Sample
 
 
@@ -36,9 +36,12 @@ class StateTrack:
 
     def at(self, query: np.ndarray, config: DataConfig) -> np.ndarray:
         """The policy's states (Q, Nee, 17) float32 at times (Q,), interpolated, clamped to the track's ends."""
-        poses = interpolate_poses(self.times, policy_from_robot_ee(self.world_from_ee, config), query)
-        gripper = interpolate_values(self.times, self.gripper, query)
-        return np.concatenate([poses.reshape(*poses.shape[:2], 16), gripper[..., None]], axis=-1).astype(np.float32)
+        bracket = Bracket.of(self.times, query)
+        poses = bracket.poses(*(policy_from_robot_ee(end, config) for end in bracket.ends(self.world_from_ee)))
+        states = np.empty((*poses.shape[:2], 17), np.float32)
+        states[..., :16] = poses.reshape(*poses.shape[:2], 16)
+        states[..., 16] = bracket.values(*bracket.ends(self.gripper))
+        return states
 
 
 def policy_from_robot_ee(world_from_ee: np.ndarray, config: DataConfig) -> np.ndarray:

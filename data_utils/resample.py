@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from scipy.spatial.transform import Rotation
 
@@ -18,18 +20,49 @@ def so3_exp(vector: np.ndarray) -> np.ndarray:
     return matrices.reshape(*vector.shape[:-1], 3, 3)
 
 
-def bracket(times: np.ndarray, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where each query time falls: the index (Q,) of the recorded time before it, and the fraction (Q,) in [0, 1].
+@dataclass(frozen=True)
+class Bracket:
+    """Where query times fall between recorded ones: made once, used for every track with these times."""
 
-    ``times`` (T,) with T >= 1 must not decrease. Queries outside clamp to the ends.
-    """
-    if len(times) == 1:
-        return np.zeros(len(query), np.int64), np.zeros(len(query))
-    query = np.clip(query, times[0], times[-1])
-    before = np.clip(np.searchsorted(times, query, side="right") - 1, 0, len(times) - 2)
-    span = times[before + 1] - times[before]
-    fraction = np.divide(query - times[before], span, out=np.zeros(len(query)), where=span > 0)
-    return before, np.clip(fraction, 0.0, 1.0)
+    before: np.ndarray  # (Q,) int64, index of the recorded time before each query
+    fraction: np.ndarray  # (Q,) in [0, 1] of the way to the next
+
+    @classmethod
+    def of(cls, times: np.ndarray, query: np.ndarray) -> "Bracket":
+        """``times`` (T,) with T >= 1 must not decrease; queries (Q,) outside clamp to the ends."""
+        query = np.asarray(query, np.float64)
+        if len(times) == 1:
+            return cls(np.zeros(len(query), np.int64), np.zeros(len(query)))
+        before = np.searchsorted(times, query, side="right") - 1
+        before = np.minimum(np.maximum(before, 0), len(times) - 2)
+        start = times[before]
+        span = times[before + 1] - start
+        # Equal neighbouring times have no way between them: the earlier one counts.
+        fraction = (query - start) / np.where(span > 0, span, np.inf)
+        return cls(before, np.minimum(np.maximum(fraction, 0.0), 1.0))
+
+    def ends(self, track: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Values (Q, ...) float64 of a track (T, ...) at the recorded times before and after each query."""
+        after = np.minimum(self.before + 1, len(track) - 1)
+        return track[self.before].astype(np.float64), track[after].astype(np.float64)
+
+    def poses(self, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+        """Poses (Q, ..., 4, 4) on the way from ``start`` to ``end``, :meth:`ends` of a track of poses."""
+        # At recorded times the recorded pose itself, to the bit; only the rest is interpolated.
+        at_end = self.fraction == 1
+        result = np.where(at_end.reshape(-1, *[1] * (start.ndim - 1)), end, start) if at_end.any() else start.copy()
+        between = np.flatnonzero((self.fraction > 0) & ~at_end)
+        if len(between):
+            start, end = start[between], end[between]
+            part = self.fraction[between].reshape(-1, *[1] * (start.ndim - 2))  # (q, ..., 1)
+            turn = so3_log(start[..., :3, :3].swapaxes(-1, -2) @ end[..., :3, :3])
+            result[between, ..., :3, :3] = start[..., :3, :3] @ so3_exp(part * turn)
+            result[between, ..., :3, 3] = start[..., :3, 3] + part * (end[..., :3, 3] - start[..., :3, 3])
+        return result
+
+    def values(self, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+        """Numbers (Q, ...) on the straight way from ``start`` to ``end``, :meth:`ends` of a track."""
+        return start + self.fraction.reshape(-1, *[1] * (start.ndim - 1)) * (end - start)
 
 
 def interpolate_poses(times: np.ndarray, poses: np.ndarray, query: np.ndarray) -> np.ndarray:
@@ -42,27 +75,14 @@ def interpolate_poses(times: np.ndarray, poses: np.ndarray, query: np.ndarray) -
     Returns:
         (Q, ..., 4, 4) float64
     """
-    before, fraction = bracket(times, np.asarray(query, np.float64))
-    # At recorded times the recorded pose itself, to the bit; only the rest is interpolated.
-    result = poses[before + (fraction == 1)].astype(np.float64)
-    between = np.flatnonzero((fraction > 0) & (fraction < 1))
-    if len(between):
-        start = poses[before[between]].astype(np.float64)
-        end = poses[before[between] + 1].astype(np.float64)
-        part = fraction[between].reshape(-1, *[1] * (poses.ndim - 2))  # (q, ..., 1)
-        turn = so3_log(start[..., :3, :3].swapaxes(-1, -2) @ end[..., :3, :3])
-        result[between, ..., :3, :3] = start[..., :3, :3] @ so3_exp(part * turn)
-        result[between, ..., :3, 3] = start[..., :3, 3] + part * (end[..., :3, 3] - start[..., :3, 3])
-    return result
+    bracket = Bracket.of(times, query)
+    return bracket.poses(*bracket.ends(poses))
 
 
 def interpolate_values(times: np.ndarray, values: np.ndarray, query: np.ndarray) -> np.ndarray:
     """Linear interpolation: (T,) times and (T, ...) values at (Q,) query times, clamped; (Q, ...) float64."""
-    before, fraction = bracket(times, np.asarray(query, np.float64))
-    after = np.minimum(before + 1, len(times) - 1)
-    fraction = fraction.reshape(-1, *[1] * (values.ndim - 1))
-    start = values[before].astype(np.float64)
-    return start + fraction * (values[after].astype(np.float64) - start)
+    bracket = Bracket.of(times, query)
+    return bracket.values(*bracket.ends(values))
 
 
 def nearest_index(times: np.ndarray, query: np.ndarray) -> np.ndarray:
