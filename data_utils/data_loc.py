@@ -1,4 +1,4 @@
-"""Where datasets are on this machine: dataset name -> episode files, from a YAML file of per-host blocks.
+"""Where datasets are on this machine: dataset name -> folders of episodes, from a YAML file of per-host blocks.
 
 Nothing is read when this module is imported.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import glob
 import os
 import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -18,6 +20,24 @@ LOCATION_VARIABLE = "APT_DATA_LOC"
 HOST_VARIABLE = "APT_DATA_LOC_HOST"
 EPISODE_SUFFIXES = (".h5", ".hdf5")
 DEFAULT_BLOCK = "default"
+
+
+@dataclass(frozen=True)
+class Location:
+    """A place of episodes.
+
+    Args:
+        path: absolute path of a folder (searched with its sub-folders), a file, or a glob.
+        video_root: folder of the videos that its episodes refer to; None: what each episode says.
+    """
+
+    path: str
+    video_root: str | None = None
+
+
+def is_episode_name(name: str) -> bool:
+    """Whether a file of that name is an episode: hidden ones are somebody's temporary files."""
+    return name.endswith(EPISODE_SUFFIXES) and not name.startswith(".")
 
 
 def get_ipv4_address() -> str:
@@ -42,15 +62,17 @@ def location_file() -> Path:
     if named:
         path = Path(named).expanduser()
         if not path.is_file():
-            raise DataError(f"{LOCATION_VARIABLE} names {path}, which is not a file; correct it or unset it")
+            raise DataError(
+                f"{LOCATION_VARIABLE} names {path}, which is not a file; correct it or unset it", "location"
+            )
         return path
     here = Path(__file__).parent
     local = here / "data_loc.local.yaml"
     return local if local.is_file() else here / "data_loc.yaml"
 
 
-def locate(name: str) -> list[str]:
-    """Sorted episode files of the dataset called ``name``.
+def locate(name: str) -> list[Location]:
+    """Where the episodes of the dataset called ``name`` are; every place holds at least one.
 
     Raises:
         DataError: the file has no entry for the name, or the entry matches no episodes; says which file was read and
@@ -61,10 +83,11 @@ def locate(name: str) -> list[str]:
     host = get_ipv4_address() if set(blocks) - {DEFAULT_BLOCK} else DEFAULT_BLOCK
     for block in _blocks_for(host, blocks):
         if name in blocks[block]:
-            return _episode_files(name, blocks[block][name], source)
+            return _locations(name, blocks[block][name], source)
     raise DataError(
         f"dataset {name} has no location: {source} has no entry for it (host {host}); add under "
-        f"'{DEFAULT_BLOCK}:' a line '{name}: /folder/of/episodes', or point {LOCATION_VARIABLE} at a file that has one"
+        f"'{DEFAULT_BLOCK}:' a line '{name}: /folder/of/episodes', or point {LOCATION_VARIABLE} at a file that has one",
+        "location",
     )
 
 
@@ -72,13 +95,15 @@ def _read_blocks(source: Path) -> dict[str, dict]:
     try:
         blocks = yaml.safe_load(source.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{source} is not valid YAML ({' '.join(str(error).split())}); correct it") from error
+        what = f"is not valid YAML ({' '.join(str(error).split())}); correct it"
+        raise DataError(f"{source} {what}", "location") from error
     blocks = {} if blocks is None else blocks
     if not isinstance(blocks, dict):
-        raise DataError(f"{source} holds a {type(blocks).__name__}; wanted host blocks, such as '{DEFAULT_BLOCK}:'")
+        what = f"holds a {type(blocks).__name__}; wanted host blocks, such as '{DEFAULT_BLOCK}:'"
+        raise DataError(f"{source} {what}", "location")
     for host, block in blocks.items():
         if block is not None and not isinstance(block, dict):
-            raise DataError(f"{source}: block {host!r} is not a mapping from dataset names to paths")
+            raise DataError(f"{source}: block {host!r} is not a mapping from dataset names to paths", "location")
     return {str(host): block or {} for host, block in blocks.items()}
 
 
@@ -90,26 +115,35 @@ def _blocks_for(host: str, blocks: dict[str, dict]) -> list[str]:
     return sorted(matching, key=len, reverse=True) + ([DEFAULT_BLOCK] if DEFAULT_BLOCK in blocks else [])
 
 
-def _episode_files(name: str, entry, source: Path) -> list[str]:
-    entries = entry if isinstance(entry, list) else [entry]
-    if not entries or not all(isinstance(item, str) and item for item in entries):
-        raise DataError(f"{source}: entry {name} is {entry!r}; wanted a folder, file or glob, or a list of these")
-    files: set[str] = set()
-    for item in entries:
-        path = source.parent / os.path.expandvars(os.path.expanduser(item))
-        found = _expand(path)
-        if not found:
+def _locations(name: str, entry, source: Path) -> list[Location]:
+    locations = []
+    for item in entry if isinstance(entry, list) and entry else [entry]:
+        values = {"path": item} if isinstance(item, str) else item
+        known = isinstance(values, dict) and "path" in values and set(values) <= {"path", "video_root"}
+        if not known or not all(isinstance(value, str) and value for value in values.values()):
             raise DataError(
-                f"dataset {name}: {path} (from {source}) matches no episode files "
-                f"(*{', *'.join(EPISODE_SUFFIXES)}); correct the entry or put the data there"
+                f"{source}: entry {name} is {entry!r}; wanted a folder, file or glob, a mapping with 'path' and "
+                "'video_root', or a list of these",
+                "location",
             )
-        files.update(found)
-    return sorted(files)
+        absolute = {key: os.path.expandvars(os.path.expanduser(value)) for key, value in values.items()}
+        absolute = {key: os.path.abspath(source.parent / value) for key, value in absolute.items()}
+        if next(_episodes(absolute["path"]), None) is None:
+            raise DataError(
+                f"dataset {name}: {absolute['path']} (from {source}) matches no episode files "
+                f"(*{', *'.join(EPISODE_SUFFIXES)}); correct the entry or put the data there",
+                "location",
+            )
+        locations.append(Location(**absolute))
+    return locations
 
 
-def _expand(path: Path) -> list[str]:
-    if path.is_dir():
-        return [str(item) for item in path.rglob("*") if item.suffix in EPISODE_SUFFIXES and item.name[0] != "."]
-    if path.is_file():
-        return [str(path)]
-    return [item for item in glob.glob(str(path), recursive=True) if item.endswith(EPISODE_SUFFIXES)]
+def _episodes(path: str) -> Iterator[str]:
+    """Episode files under ``path``, as they are found."""
+    if os.path.isdir(path):
+        for folder, _, names in os.walk(path, followlinks=True):
+            yield from (os.path.join(folder, name) for name in names if is_episode_name(name))
+    elif os.path.isfile(path):
+        yield path
+    else:
+        yield from (item for item in glob.iglob(path, recursive=True) if is_episode_name(os.path.basename(item)))

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch.utils.data
 
 from data_utils.config import DataConfig
 from data_utils.data_loc import locate
+from data_utils.episode_list import Fault, list_episodes
 from data_utils.errors import DataError
 from data_utils.h5io import Episode
 from data_utils.letterbox import norm_xy
 from data_utils.observation import CameraFrame, StateTrack, make_sample, observed_times, sample_step
 from data_utils.resample import nearest_index
 from data_utils.types import Sample
+from data_utils.video import READERS, VideoCache
 
 SCENE_PREFIX = re.compile(r"^\w*_SCENE\d+[_ ]+")
 
 
 class H5DatasetMapBase(torch.utils.data.Dataset):
     """Episodes of one kind; subclasses set ``name`` and ``config``.
+
+    Episodes that the index knows to be faulty are left out and listed in :attr:`faults`.
 
     Args:
         paths: episode files; None: where ``data_loc`` says this class's data is.
@@ -32,8 +38,10 @@ class H5DatasetMapBase(torch.utils.data.Dataset):
         train_stage: 0 (VA prior) reads the first half of the sorted episodes where the class asks for it, 1 (VLA) all.
         seed: of ``__getitem__``'s generator.
         defer_color: leave augmentation of colours to the device (``Batch.recolored``).
+        video_reader: library that decodes videos, one of ``data_utils.video.READERS``.
+        decode_threads: threads per process that decode the cameras of one sample side by side; 0 or 1: none.
     Raises:
-        DataError: no episodes, or one whose header is wrong (every header is read once, here).
+        DataError: no episodes, or none that can be used.
     """
 
     name: str = ""
@@ -51,6 +59,8 @@ class H5DatasetMapBase(torch.utils.data.Dataset):
         train_stage: int = 1,
         seed: int = 0,
         defer_color: bool = False,
+        video_reader: str = "decord",
+        decode_threads: int = 0,
     ) -> None:
         self.name = type(self).name or type(self).__name__
         self.config = config if config is not None else type(self).config
@@ -59,15 +69,37 @@ class H5DatasetMapBase(torch.utils.data.Dataset):
         self.defer_color = defer_color
         if train_stage not in (0, 1):
             raise ValueError(f"train_stage is {train_stage}; wanted 0 (VA prior) or 1 (VLA)")
-        files = sorted(os.fspath(path) for path in (locate(self.name) if paths is None else paths))
-        if not files:
-            raise DataError(f"dataset {self.name} was given no episode files; name at least one")
-        if train_stage == 0 and self.half_in_stage0:
-            files = files[: (len(files) + 1) // 2]
-        self.paths = files
-        for path in files:
-            self._open(path).close()
+        if video_reader not in READERS:
+            raise ValueError(f"video_reader is {video_reader!r}; wanted one of {', '.join(READERS)}")
+        if decode_threads < 0:
+            raise ValueError(f"decode_threads is {decode_threads}; it must not be negative")
+        self.video_reader = video_reader
+        self.decode_threads = decode_threads
+        source = locate(self.name) if paths is None else list(paths)
+        if not source:
+            raise DataError(f"dataset {self.name} was given no episode files; name at least one", "location")
+        self.paths = list_episodes(source, self.config.cameras, train_stage == 0 and self.half_in_stage0)
+        if not self.paths:
+            first = self.faults[0]
+            count = len(self.faults)
+            raise DataError(
+                f"dataset {self.name}: none of {count} episode(s) can be used; the first: {first.message}", first.rule
+            )
         self._reset_worker_state()
+
+    def episode_length(self, index: int) -> int:
+        """Frames of episode ``index``."""
+        return int(self.lengths[index])
+
+    @property
+    def faults(self) -> list[Fault]:
+        """Episodes that are left out, and why."""
+        return self.paths.faults
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(len,) int32: frames of every episode, by the index."""
+        return self.paths.lengths
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -87,8 +119,11 @@ class H5DatasetMapBase(torch.utils.data.Dataset):
         config = self.config
         if frame is None:
             frame = int(rng.integers(len(episode)))
-        elif not 0 <= frame < len(episode):
-            raise IndexError(f"{episode.path} has frames 0 to {len(episode) - 1}, not {frame}")
+        elif not 0 <= frame < self.lengths[index]:
+            raise IndexError(f"{episode.path} has frames 0 to {self.lengths[index] - 1}, not {frame}")
+        elif frame >= len(episode):
+            what = f"has {len(episode)} frames, {self.lengths[index]} when it was indexed"
+            raise DataError(f"{episode.path}: {what}; run python -m data_utils.index --full on its folder")
         draw = rng if self.train else None
 
         times = episode.times(config.record_dt)
@@ -102,7 +137,7 @@ class H5DatasetMapBase(torch.utils.data.Dataset):
         observed = [frame]
         if config.num_obs > 1:
             observed = [*nearest_index(times, observed_times(config, now, step)[:-1]).tolist(), frame]
-        observed_frames = [{camera: _camera_frame(episode, camera, i) for camera in config.cameras} for i in observed]
+        observed_frames = self._observed_frames(episode, observed)
         try:
             return make_sample(
                 config,
@@ -124,10 +159,6 @@ class H5DatasetMapBase(torch.utils.data.Dataset):
         """The open file of episode ``index``; it belongs to the dataset and may be closed by later reads."""
         return self._episode(index)
 
-    def episode_length(self, index: int) -> int:
-        """Frames of episode ``index``."""
-        return len(self._episode(index))
-
     def __getitem__(self, index: int) -> dict:
         """The sample as a dictionary of numpy arrays and a text; see :func:`sample_to_dict`.
 
@@ -138,7 +169,7 @@ class H5DatasetMapBase(torch.utils.data.Dataset):
         return sample_to_dict(self.sample(index % len(self), self._generator()))
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_owner": None, "_open_episodes": None, "_rng": None}
+        return {**self.__dict__, "_owner": None, "_open_episodes": None, "_rng": None, "_threads": None}
 
     # -- per process --------------------------------------------------------------------------------------------
 
@@ -146,6 +177,7 @@ class H5DatasetMapBase(torch.utils.data.Dataset):
         self._owner = os.getpid()
         self._open_episodes: OrderedDict[int, Episode] = OrderedDict()
         self._rng: np.random.Generator | None = None
+        self._threads: ThreadPoolExecutor | None = None
 
     def _generator(self) -> np.random.Generator:
         self._claim()
@@ -162,21 +194,36 @@ class H5DatasetMapBase(torch.utils.data.Dataset):
         if self._owner != os.getpid():
             self._reset_worker_state()
 
-    def _open(self, path: str) -> Episode:
-        return Episode(path, self.config.cameras)
+    def _open(self, index: int) -> Episode:
+        videos = _process_videos(os.getpid(), self.video_reader)
+        return Episode(self.paths[index], self.config.cameras, self.paths.video_root(index), videos)
 
     def _episode(self, index: int) -> Episode:
         self._claim()
         if index in self._open_episodes:
             self._open_episodes.move_to_end(index)
             return self._open_episodes[index]
-        episode = self._open(self.paths[index])
+        episode = self._open(index)
         self._open_episodes[index] = episode
         if len(self._open_episodes) > self.max_open_episodes:
             self._open_episodes.popitem(last=False)[1].close()
         return episode
 
     # -- reading ------------------------------------------------------------------------------------------------
+
+    def _observed_frames(self, episode: Episode, observed: list[int]) -> list[dict[str, CameraFrame]]:
+        cameras = self.config.cameras
+        wanted = [(camera, frame) for frame in observed for camera in cameras]
+        if self.decode_threads < 2:
+            frames = [_camera_frame(episode, camera, frame) for camera, frame in wanted]
+        else:
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(self.decode_threads, "decode")
+            frames = list(self._threads.map(lambda item: _camera_frame(episode, *item), wanted))
+        return [
+            dict(zip(cameras, frames[first : first + len(cameras)], strict=True))
+            for first in range(0, len(frames), len(cameras))
+        ]
 
     def _arms(self, episode: Episode) -> list[int]:
         arms = episode.ee_indices if episode.ee_indices is not None else self.config.ee_indices
@@ -227,6 +274,12 @@ def sample_to_dict(sample: Sample) -> dict:
         "valid_ee_mask": sample.valid_ee,
         "gripper_mask": sample.gripper_mask,
     }
+
+
+@functools.cache
+def _process_videos(pid: int, reader: str) -> VideoCache:
+    """The open decoders that all datasets of a process share; ``pid`` gives a forked one its own."""
+    return VideoCache(reader)
 
 
 def _camera_frame(episode: Episode, camera: str, index: int) -> CameraFrame:

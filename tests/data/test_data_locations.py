@@ -3,8 +3,9 @@
 import pytest
 
 from data_utils import data_loc
-from data_utils.data_loc import get_ipv4_address, locate
+from data_utils.data_loc import Location, get_ipv4_address, locate
 from data_utils.datasets import PickPlaceCan
+from data_utils.episode_list import list_episodes
 from data_utils.errors import DataError
 from tests.data.episodes import write_episode
 
@@ -20,14 +21,16 @@ def location(tmp_path, monkeypatch):
         monkeypatch.setenv("APT_DATA_LOC_HOST", host)
         return path
 
-    for name in ("a/1.h5", "a/sub/2.hdf5", "b/3.h5", "b/.4.h5.77.tmp", "b/notes.txt"):
+    for name in ("a/1.h5", "a/sub/2.hdf5", "b/3.h5"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        write_episode(tmp_path / name, frames=2)
+    for name in ("b/.4.h5", "b/.5.h5.77.tmp", "b/notes.txt"):
         (tmp_path / name).touch()
     return write
 
 
 def names(found):
-    return [path.rsplit("/", 1)[1] for path in found]
+    return [path.rsplit("/", 1)[1] for path in list_episodes(found, ())]
 
 
 @pytest.mark.parametrize(
@@ -55,6 +58,13 @@ def test_the_closest_host_block_wins_and_default_fills_in(location):
     assert names(locate("A")) == ["1.h5", "2.hdf5"]
 
 
+def test_an_entry_may_say_where_its_videos_are(location, tmp_path):
+    location("default:\n  A: [{path: a, video_root: videos}, b]\n")
+    assert locate("A") == [Location(f"{tmp_path}/a", f"{tmp_path}/videos"), Location(f"{tmp_path}/b")]
+    episodes = list_episodes(locate("A"), ())
+    assert [episodes.video_root(i) for i in range(3)] == [f"{tmp_path}/videos"] * 2 + [None]
+
+
 def test_a_missing_entry_says_which_name_which_file_and_what_to_add(location):
     path = location("default:\n  Other: a\n")
     with pytest.raises(DataError) as caught:
@@ -69,6 +79,8 @@ def test_a_missing_entry_says_which_name_which_file_and_what_to_add(location):
         ("default:\n  X: nowhere\n", "nowhere.*matches no episode files"),
         ("default:\n  X: 3\n", "entry X is 3"),
         ("default:\n  X: []\n", "entry X"),
+        ("default:\n  X: {video_root: a}\n", "entry X.*mapping with 'path'"),
+        ("default:\n  X: {path: a, videos: a}\n", "entry X.*mapping with 'path'"),
         ("- a\n", "holds a list"),
         ("default: a\n", "block 'default' is not a mapping"),
         ("default: [unclosed\n", "not valid YAML"),

@@ -260,17 +260,41 @@ def test_stage_0_of_a_large_set_reads_the_first_half(tmp_path):
     class Large(H5DatasetMapBase):
         half_in_stage0 = True
 
-    assert Large(reversed(paths), config(), train_stage=0).paths == [str(path) for path in paths[:3]]
+    assert list(Large(reversed(paths), config(), train_stage=0).paths) == [str(path) for path in paths[:3]]
     assert len(Large(paths, config(), train_stage=1)) == len(H5DatasetMapBase(paths, config(), train_stage=0)) == 5
 
 
-def test_every_header_is_checked_when_a_dataset_is_opened(tmp_path):
-    paths = [write_episode(tmp_path / f"{i}.h5", frames=2) for i in range(3)]
+def test_faulty_episodes_are_left_out_and_remembered_when_a_dataset_is_opened(tmp_path):
+    paths = [write_episode(tmp_path / f"{i}.h5", frames=2 + i) for i in range(3)]
     paths[1].write_bytes(paths[1].read_bytes()[:-100])
-    with pytest.raises(DataError, match=r"1\.h5"):
-        H5DatasetMapBase(paths, config())
+    dataset = H5DatasetMapBase(paths, config())
+    assert [Path(path).name for path in dataset.paths] == ["0.h5", "2.h5"] and dataset.lengths.tolist() == [2, 4]
+    assert [(Path(fault.path).name, fault.rule) for fault in dataset.faults] == [("1.h5", "file")]
+    with pytest.raises(DataError, match=r"none of 1 episode.*1\.h5"):
+        H5DatasetMapBase(paths[1:2], config())
     with pytest.raises(DataError, match="no episode"):
         H5DatasetMapBase([], config())
+
+
+def test_a_dataset_takes_the_half_before_it_drops_faulty_episodes(tmp_path):
+    paths = [write_episode(tmp_path / f"{i}.h5", frames=2) for i in range(4)]
+    paths[0].write_bytes(b"")
+
+    class Large(H5DatasetMapBase):
+        half_in_stage0 = True
+
+    assert list(Large(paths, config(), train_stage=0).paths) == [str(paths[1])]
+
+
+def test_cameras_decoded_side_by_side_give_the_same_sample(episode):
+    one, other = (H5DatasetMapBase([episode], config(num_obs=2), decode_threads=n) for n in (0, 3))
+    for key, value in vars(one.sample(0, rng(4))).items():
+        np.testing.assert_array_equal(value, getattr(other.sample(0, rng(4)), key))
+
+
+def test_a_dataset_refuses_readers_it_does_not_know(episode):
+    with pytest.raises(ValueError, match="video_reader.*decord"):
+        H5DatasetMapBase([episode], config(), video_reader="vlc")
 
 
 def test_open_files_are_bounded(tmp_path):
