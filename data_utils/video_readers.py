@@ -10,6 +10,8 @@ import ctypes
 import os
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -134,22 +136,19 @@ class PyAVReader(VideoReader):
             raise video_error(self.index.path, f"cannot be opened by PyAV: {error}") from error
         stream = container.streams.video[0]
         stream.codec_context.thread_count = self._threads
-        self._last: int | None = None  # pts of the frame decoded last
-        self._frames = iter(())
-        return container
+        return _Playback(container)
 
-    def _close(self, decoder: Any) -> None:
-        self._frames = iter(())
-        decoder.close()
+    def _close(self, decoder: _Playback) -> None:
+        decoder.frames = iter(())
+        decoder.container.close()
 
     def _decode(self, index: int) -> np.ndarray:
         import av
 
-        pts, keys = int(self.index.pts[index]), self.index.keys
+        pts, keys, last = int(self.index.pts[index]), self.index.keys, self._decoder.last
         key = max(int(np.searchsorted(keys, pts, side="right")) - 1, 0)
         try:
-            ahead = self._last is not None and self._last < pts
-            follows = ahead and (self._last >= keys[key] or (index > 0 and self._last == self.index.pts[index - 1]))
+            follows = last is not None and last < pts and (last >= keys[key] or last == self.index.pts[index - 1])
             image = self._forward(index, pts) if follows else None
             # A seek may land behind the frame, or where it cannot be decoded from: then one key frame earlier.
             for start in range(key, max(key - 3, -1), -1):
@@ -164,25 +163,37 @@ class PyAVReader(VideoReader):
         return image
 
     def _seek(self, pts: int) -> None:
-        stream = self._decoder.streams.video[0]
-        self._decoder.seek(pts, stream=stream)
-        self._frames = self._decoder.decode(stream)
-        self._last, self._damaged = None, False
+        play = self._decoder
+        stream = play.container.streams.video[0]
+        play.container.seek(pts, stream=stream)
+        play.frames, play.last, play.damaged = play.container.decode(stream), None, False
 
     def _forward(self, index: int, pts: int) -> np.ndarray | None:
         """Decode up to the frame shown at ``pts``; None where the decoder has passed it."""
-        for frame in self._frames:
+        play = self._decoder
+        for frame in play.frames:
             if frame.pts is None:
                 continue
-            self._last = frame.pts
-            self._damaged = frame.is_corrupt or (self._damaged and not frame.key_frame)
+            play.last = frame.pts
+            play.damaged = frame.is_corrupt or (play.damaged and not frame.key_frame)
             if frame.pts == pts:
-                if self._damaged:
+                if play.damaged:
                     raise self._error(index, "it is damaged; record the video again")
-                return np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+                # By itself, the conversion to RGB starts a thread per core.
+                return np.rot90(frame.to_ndarray(format="rgb24", threads=self._threads), frame.rotation // 90)
             if frame.pts > pts:
                 return None
         return None
+
+
+@dataclass
+class _Playback:
+    """An open container, and how far it is decoded."""
+
+    container: Any
+    frames: Iterator[Any] = iter(())
+    last: int | None = None  # pts of the frame decoded last
+    damaged: bool = False  # since the last key frame
 
 
 class DecordReader(VideoReader):
@@ -235,6 +246,10 @@ class TorchCodecReader(VideoReader):
     @classmethod
     def check(cls, index: VideoIndex) -> None:
         import_torchcodec()
+        if index.hidden:
+            raise video_error(
+                index.path, f"has frames hidden by an edit list, which torchcodec skips wrongly; {OTHERS}"
+            )
 
     def _open(self) -> Any:
         decoders = import_torchcodec()
