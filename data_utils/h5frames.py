@@ -25,7 +25,8 @@ class JpegDecoder:
     """
 
     def __init__(self, swapped: bool) -> None:
-        self._swapped = swapped
+        # A swapped JPEG's BGR is RGB.
+        self._flags = (cv2.IMREAD_COLOR_BGR if swapped else cv2.IMREAD_COLOR_RGB) | cv2.IMREAD_IGNORE_ORIENTATION
         self._shape: tuple[int, ...] | None = None
 
     def decode(self, data: np.ndarray) -> np.ndarray:
@@ -34,7 +35,7 @@ class JpegDecoder:
         if not whole or not data[-64:].tobytes().rstrip(b"\0").endswith(b"\xff\xd9"):
             raise FrameError(f"is not a whole JPEG ({data.size} bytes); record the episode again")
         try:
-            image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+            image = cv2.imdecode(data, self._flags)
         except cv2.error as error:
             raise FrameError(f"is not a decodable JPEG ({' '.join(str(error).split())[:120]})") from error
         if image is None:
@@ -42,7 +43,7 @@ class JpegDecoder:
         self._shape = self._shape or image.shape
         if image.shape != self._shape:
             raise FrameError(f"is {image.shape[:2]}, other frames are {self._shape[:2]}")
-        return image if self._swapped else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        return image
 
 
 class RawDecoder:

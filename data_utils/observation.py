@@ -150,10 +150,7 @@ def make_sample(
         windows.append((*box.offset, *box.size))
     world_from_cam = np.array([[frame[camera].world_from_cam for camera in order] for frame in frames], np.float32)
 
-    history = _pad_arms(states.at(history_times(config, now, step), config), config.num_arms)
-    future = None
-    if targets is not None:
-        future = _pad_arms(targets.at(future_times(config, now, step, commanded), config), config.num_arms)
+    history, future = _states(config, states, targets, now, step, commanded)
     valid_ee = np.arange(config.num_arms) < num_arms
     return Sample(
         rgb=rgb,
@@ -171,6 +168,20 @@ def make_sample(
         color=pack_draws(augmentations, windows) if defer_color else None,
         source=source,
     )
+
+
+def _states(
+    config: DataConfig, states: StateTrack, targets: StateTrack | None, now: float, step: float, commanded: bool
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """(Th, Nee, 17) past and (Ta, Nee, 17) coming states, arms padded."""
+    past = history_times(config, now, step)
+    if targets is None:
+        return _pad_arms(states.at(past, config), config.num_arms), None
+    coming = future_times(config, now, step, commanded)
+    if targets is states:  # one look-up for both
+        both = _pad_arms(states.at(np.concatenate([past, coming]), config), config.num_arms)
+        return both[: len(past)], both[len(past) :]
+    return _pad_arms(states.at(past, config), config.num_arms), _pad_arms(targets.at(coming, config), config.num_arms)
 
 
 def _reference_camera(config: DataConfig, arm: int, rng: np.random.Generator | None) -> str:
