@@ -24,7 +24,7 @@ as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi; }
 may_install() { command -v apt-get >/dev/null && { [ "$(id -u)" = 0 ] || sudo -n true 2>/dev/null; }; }
 apt_install() {
     say "installing $* (apt-get)"
-    as_root apt-get update -qq >/dev/null && as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$@" >/dev/null
+    as_root apt-get update -qq >/dev/null && as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }
 
 if [ ! -x .venv/bin/python ]; then
@@ -66,7 +66,7 @@ if [ -n "$torchcodec" ]; then
     fi
     if ! loads; then
         may_install || fail "torchcodec needs FFmpeg's shared libraries; run: apt-get install ffmpeg"
-        apt_install --no-install-recommends ffmpeg
+        apt_install ffmpeg
         loads || fail "torchcodec does not load; see .venv/bin/python -c 'import torchcodec.decoders'"
     fi
 fi
