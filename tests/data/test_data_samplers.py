@@ -2,6 +2,7 @@
 
 import collections
 import logging
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_utils import samplers
 from data_utils.dataset_base import H5DatasetMapBase
 from data_utils.errors import DataError
 from data_utils.loader import Mixture, build_loader
@@ -17,10 +19,20 @@ from data_utils.types import Batch
 from tests.data.episodes import config, tokenize, write_episode
 
 SIZES = (40, 3, 11)
+LENGTHS = [np.random.default_rng(size).integers(2, 9, size) for size in SIZES]
 SAMPLERS = [
     lambda **k: DistributedWeightedSampler(SIZES, [1, 2, 1], 97, **k),
     lambda **k: DistributedMultiplexSampler(SIZES, 3, **k),
+    lambda **k: DistributedWeightedSampler(SIZES, [1, 2, 1], 97, lengths=LENGTHS, **k),
+    lambda **k: DistributedMultiplexSampler(SIZES, 2, lengths=LENGTHS, **k),
 ]
+CHUNKS = [samplers.CHUNK, 10]  # the epoch in one piece, and in many
+
+
+@pytest.fixture(params=CHUNKS)
+def any_chunk(request, monkeypatch):
+    monkeypatch.setattr(samplers, "CHUNK", request.param)
+    monkeypatch.setattr(samplers, "BLOCK", request.param // 4)
 
 
 @settings(max_examples=50, deadline=None)
@@ -39,6 +51,38 @@ def test_each_datasets_share_follows_its_weight_whatever_its_size(datasets, leng
     for dataset, size in enumerate(sizes):
         seen = np.bincount([key.episode for key in keys if key.dataset == dataset], minlength=size)
         assert len(seen) == size and seen.max() - seen.min() <= 1  # used up before it starts again
+
+
+def test_by_frame_every_frame_of_every_episode_is_drawn_once_a_round():
+    keys = list(DistributedMultiplexSampler(SIZES, 2, lengths=LENGTHS))
+    counts = collections.Counter((key.dataset, key.episode, key.frame) for key in keys)
+    wanted = {(d, e, f) for d, frames in enumerate(LENGTHS) for e, n in enumerate(frames) for f in range(n)}
+    assert set(counts) == wanted and set(counts.values()) == {2}
+    first_round = keys[: len(keys) // 2]
+    assert len({key[:2] + (key.frame,) for key in first_round}) == len(first_round)
+
+
+@pytest.mark.usefixtures("any_chunk")
+def test_by_frame_shares_follow_the_weights_and_frames_are_used_up_in_turn():
+    keys = list(DistributedWeightedSampler(SIZES, [1, 2, 1], 1200, lengths=LENGTHS))
+    counts = collections.Counter(key.dataset for key in keys)
+    assert counts == {0: 300, 1: 600, 2: 300}
+    for dataset, frames in enumerate(LENGTHS):
+        seen = collections.Counter((key.episode, key.frame) for key in keys if key.dataset == dataset)
+        assert len(seen) == frames.sum() and max(seen.values()) - min(seen.values()) <= 1
+
+
+def test_twenty_million_frames_need_little_memory():
+    lengths = [np.full(100_000, 200, np.int32)]
+    sampler = DistributedMultiplexSampler([100_000], 5, lengths=lengths, world_size=64, batch_size=64)
+    tracemalloc.start()
+    sampler.set_start(len(sampler) // 64 - 1)
+    last = list(sampler)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(last) >= 64 and peak < 400 << 20
+    with pytest.raises(ValueError, match="lengths must give"):
+        DistributedMultiplexSampler([3], lengths=[[2, 2]])
 
 
 def test_a_weight_of_zero_leaves_a_dataset_out():
@@ -62,6 +106,7 @@ def test_a_round_of_multiplex_never_draws_an_episode_twice_on_any_ranks():
     assert len(set(first_round)) == len(first_round)
 
 
+@pytest.mark.usefixtures("any_chunk")
 @pytest.mark.parametrize("make", SAMPLERS)
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
 def test_ranks_have_equal_length_and_share_no_draw(make, world_size):
@@ -71,6 +116,7 @@ def test_ranks_have_equal_length_and_share_no_draw(make, world_size):
     assert sorted(draws) == list(range(len(draws)))
 
 
+@pytest.mark.usefixtures("any_chunk")
 @pytest.mark.parametrize("make", SAMPLERS)
 def test_ranks_together_see_what_one_rank_would(make):
     alone = {key.draw: key for key in make()}
@@ -79,6 +125,7 @@ def test_ranks_together_see_what_one_rank_would(make):
             assert alone[key.draw] == key
 
 
+@pytest.mark.usefixtures("any_chunk")
 @pytest.mark.parametrize("make", SAMPLERS)
 def test_order_depends_on_seed_and_epoch_alone(make):
     def order(seed, epoch):
@@ -90,6 +137,7 @@ def test_order_depends_on_seed_and_epoch_alone(make):
     assert order(0, 1) != order(0, 2) and order(0, 1) != order(1, 1)
 
 
+@pytest.mark.usefixtures("any_chunk")
 @pytest.mark.parametrize("make", SAMPLERS)
 @pytest.mark.parametrize("step", [0, 1, 5])
 def test_starting_in_mid_epoch_is_continuing(make, step):
