@@ -1,94 +1,104 @@
-"""Samples per second of one core: two 256x256 JPEG cameras, episode files to uint8 samples.
+"""Samples per second: episode files to uint8 samples, against the straightforward loader and against bare decoding.
 
-    python benchmarks/loader.py [--seconds 4] [--episodes 12] [--frames 150]
+    python benchmarks/loader.py [--seconds 4] [--episodes 12] [--frames 150] [--key-frames 2] [--size 256]
 
-Episodes are made here, in a temporary folder. The baseline is the straightforward reader: it opens the file for every
-sample, reads the whole arrays, interpolates one time step after another, and makes float32 images and per-pixel
-coordinate maps. Every row draws the same frames in one process and one thread; best of several rounds, as the machine
-may be shared.
+Episodes with two cameras are made here, in a temporary folder: the same frames as JPEGs, as raw arrays and as H.264
+videos. All rows draw the same frames. The first two tables count the process time of one process and one thread, best
+of several rounds, as the machine may be shared; *bare decoding* is the decoder alone on the same frames, without files
+where that is possible. The last one is wall-clock time through PyTorch's DataLoader with 1 and 2 workers.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import cv2
 import h5py
 import numpy as np
-from scipy.spatial.transform import Rotation, Slerp
+import torch
+from scipy.spatial.transform import Rotation
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.naive_loader import NaiveDataset
+from data_utils.collate import Collator
+from data_utils.config import DataConfig
+from data_utils.dataset_base import H5DatasetMapBase, sample_to_dict
+from data_utils.h5io import CameraData, EpisodeData, VideoFrames, seal, write_episode
+from data_utils.loader import build_loader
+from data_utils.types import TokenizedPrompt
+from data_utils.video import READERS, open_video
+
 CAMERAS = ("e2h_cam", "eih_cam")
-SIDE = 256
+FPS = 10
 ROUNDS = 3
+BATCH = 32
 
 
-def make_episodes(folder: Path, episodes: int, frames: int) -> list[Path]:
-    """Write episodes whose frames look like a scene to a JPEG coder: shaded ground, textured boxes, some noise."""
-    from data_utils.h5io import EpisodeWriter
+def make_frames(rng: np.random.Generator, ground: np.ndarray, frames: int) -> list[np.ndarray]:
+    """Frames (H, W, 3) that look like a scene to a coder: shaded, noisy ground, and boxes that move over it."""
+    side = len(ground)
+    boxes = [(rng.integers(0, side - 60, 2), rng.integers(20, 60, 2), rng.integers(0, 255, 3)) for _ in range(8)]
+    images = []
+    for t in range(frames):
+        image = ground.copy()
+        for (y, x), (h, w), color in boxes:
+            image[y : y + h, (x + t) % (side - 60) :][:, :w] = color
+        images.append(image)
+    return images
 
+
+def make_episodes(folder: Path, episodes: int, frames: int, side: int, key_frames: int) -> dict[str, list[Path]]:
+    """The same episodes in each way that frames are stored: "jpeg", "raw", "video"."""
     rng = np.random.default_rng(0)
-    ground = cv2.resize(rng.integers(60, 200, (6, 6, 3), dtype=np.uint8), (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+    ground = cv2.resize(rng.integers(60, 200, (6, 6, 3), dtype=np.uint8), (side, side), interpolation=cv2.INTER_CUBIC)
     ground = cv2.add(ground, rng.integers(0, 12, ground.shape, dtype=np.uint8))
-    K = np.array([[220.0, 0.0, 127.5], [0.0, 220.0, 127.5], [0.0, 0.0, 1.0]])
-    paths = []
+    K = np.array([[0.86 * side, 0.0, side / 2], [0.0, 0.86 * side, side / 2], [0.0, 0.0, 1.0]])
+    times = np.arange(frames) / FPS
+    poses = np.tile(np.eye(4), (frames, 1, 1, 1))
+    poses[:, 0, :3, :3] = Rotation.from_rotvec(np.outer(np.arange(frames), [0.01, 0.02, 0.0])).as_matrix()
+    poses[:, 0, 0, 3] = 0.001 * np.arange(frames)
+    paths: dict[str, list[Path]] = {"jpeg": [], "raw": [], "video": []}
     for episode in range(episodes):
-        boxes = [(rng.integers(0, SIDE - 60, 2), rng.integers(20, 60, 2), rng.integers(0, 255, 3)) for _ in range(8)]
-        path = folder / f"{episode:04d}.h5"
-        with EpisodeWriter(path, CAMERAS, 1, "pick up the can") as writer:
-            for t in range(frames):
-                image = ground.copy()
-                for (y, x), (h, w), color in boxes:
-                    image[y : y + h, (x + t) % (SIDE - 60) :][:, :w] = color
-                pose = np.eye(4)
-                pose[:3, :3] = Rotation.from_rotvec([0.01 * t, 0.02 * t, 0.0]).as_matrix()
-                pose[0, 3] = 0.001 * t
-                writer.add_frame(
-                    float(t),
-                    pose[None],
-                    np.array([0.5]),
-                    dict.fromkeys(CAMERAS, image),
-                    dict.fromkeys(CAMERAS, np.eye(4)),
-                    dict.fromkeys(CAMERAS, K),
-                )
-        paths.append(path)
+        images = {camera: make_frames(rng, ground, frames) for camera in CAMERAS}
+        for kind, found in paths.items():
+            cameras = {}
+            for camera in CAMERAS:
+                content = images[camera]
+                if kind == "video":
+                    name = f"{episode:04d}_{camera}.mp4"
+                    write_video(folder / name, content, key_frames)
+                    content = VideoFrames(name, times)
+                cameras[camera] = CameraData(np.eye(4), K, content)
+            path = folder / f"{episode:04d}_{kind}.h5"
+            write_episode(path, EpisodeData(times, poses, np.full((frames, 1), 0.5), ["pick up the can"], cameras))
+            if kind == "raw":
+                with h5py.File(path, "r+") as file:
+                    for camera in CAMERAS:
+                        del file[f"{camera}/rgb"]
+                        file[f"{camera}/rgb"] = np.stack(images[camera]).transpose(0, 3, 1, 2)
+                    seal(file)
+            found.append(path)
     return paths
 
 
-def naive_sample(path: Path, frame: int, num_future: int) -> dict[str, np.ndarray]:
-    """The baseline's sample: the same content as the dictionary form, made the straightforward way."""
-    with h5py.File(path, "r") as file:
-        times, poses, gripper = file["timestamp"][:], file["ee_pose"][:], file["gripper"][:]
-        images, maps, extrinsics = [], [], []
-        for camera in CAMERAS:
-            rgb = cv2.cvtColor(cv2.imdecode(file[f"{camera}/rgb"][frame], cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-            K = file[f"{camera}/K"][:]
-            images.append(rgb.transpose(2, 0, 1).astype(np.float32) / 255.0)
-            u, v = np.meshgrid(np.arange(SIDE), np.arange(SIDE))
-            maps.append(np.stack([(u - K[0, 2]) / K[0, 0], (v - K[1, 2]) / K[1, 1]]).astype(np.float32))
-            extrinsics.append(file[f"{camera}/pose"][:][frame])
-    states = []
-    for step in range(num_future + 1):
-        now = min(times[frame] + step, times[-1])
-        before = min(np.searchsorted(times, now, side="right") - 1, len(times) - 2)
-        fraction = (now - times[before]) / (times[before + 1] - times[before])
-        pair = slice(before, before + 2)
-        pose = np.eye(4)
-        pose[:3, :3] = Slerp([0.0, 1.0], Rotation.from_matrix(poses[pair, 0, :3, :3]))(fraction).as_matrix()
-        pose[:3, 3] = (1 - fraction) * poses[before, 0, :3, 3] + fraction * poses[before + 1, 0, :3, 3]
-        openness = (1 - fraction) * gripper[before] + fraction * gripper[before + 1]
-        states.append(np.concatenate([pose.reshape(16), openness]).astype(np.float32))
-    return {
-        "obs_rgbs": np.stack(images)[None],
-        "obs_norm_xys": np.stack(maps)[None],
-        "obs_extrinsics": np.stack(extrinsics)[None],
-        "states": np.stack(states),
-    }
+def write_video(path: Path, images: list[np.ndarray], key_frames: int) -> None:
+    options = {"g": str(key_frames), "crf": "23", "sc_threshold": "0"}
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(FPS), options=options)
+        stream.height, stream.width = images[0].shape[:2]
+        stream.pix_fmt = "yuv420p"
+        for image in images:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
 
 
 def rate(draw: Callable[[int], object], seconds: float) -> float:
@@ -103,57 +113,185 @@ def rate(draw: Callable[[int], object], seconds: float) -> float:
     return best
 
 
-def main() -> None:
-    from data_utils.collate import Collator
-    from data_utils.dataset_base import sample_to_dict
-    from data_utils.datasets import PickPlaceCan
-    from data_utils.types import TokenizedPrompt
+def wall_rate(loader, batches: int) -> float:
+    """Samples per second of wall-clock time once the workers have started and filled their queues."""
+    iterator = iter(loader)
+    for _ in range(4):
+        next(iterator)
+    start = time.perf_counter()
+    for _ in range(batches):
+        next(iterator)
+    return batches * BATCH / (time.perf_counter() - start)
 
+
+class Benchmark:
+    """Draws the same frames by every way of reading them."""
+
+    def __init__(self, folder: Path, options: argparse.Namespace) -> None:
+        self.seconds = options.seconds
+        self.paths = make_episodes(folder, options.episodes, options.frames, options.size, options.key_frames)
+        self.config = DataConfig(
+            cameras=CAMERAS, wrist_cameras=CAMERAS[1:], sample_dt=1.0, image_hw=(options.size, options.size)
+        )
+        self.order = np.random.default_rng(1).integers(0, [options.episodes, options.frames], (8192, 2))
+        self.naive = {kind: self._naive(kind) for kind in ("jpeg", "video")}
+
+    def _naive(self, kind: str) -> NaiveDataset:
+        return NaiveDataset(self.paths[kind], CAMERAS, self.config.num_future, self.order)
+
+    def dataset(self, kind: str, train: bool = False, **options) -> H5DatasetMapBase:
+        return H5DatasetMapBase(self.paths[kind], self.config, train=train, **options)
+
+    def sampling(self, dataset: H5DatasetMapBase) -> float:
+        """Samples per second, files and decoders open."""
+
+        def draw(number: int):
+            episode, frame = self.order[number % len(self.order)].tolist()
+            return dataset.sample(episode, np.random.default_rng(number), frame)
+
+        for number in range(200):
+            draw(number)
+        return rate(draw, self.seconds)
+
+    def bare_jpeg(self) -> float:
+        """Decoding the two JPEGs of a sample, bytes in memory."""
+        stored = []
+        for episode, frame in self.order[:500].tolist():
+            with h5py.File(self.paths["jpeg"][episode]) as file:
+                stored.append([file[f"{camera}/rgb"][frame] for camera in CAMERAS])
+        return rate(lambda n: [cv2.imdecode(jpeg, cv2.IMREAD_COLOR_RGB) for jpeg in stored[n % 500]], self.seconds)
+
+    def bare_video(self, reader: str) -> float:
+        """Decoding the two frames of a sample from open videos."""
+        folder = self.paths["video"][0].parent
+        count = len(self.paths["video"])
+        videos = [[open_video(folder / f"{e:04d}_{camera}.mp4", reader) for camera in CAMERAS] for e in range(count)]
+
+        def draw(number: int):
+            episode, frame = self.order[number % len(self.order)].tolist()
+            return [video.read(frame) for video in videos[episode]]
+
+        return rate(draw, self.seconds)
+
+    def bare_raw(self) -> float:
+        """Copying the two frames of a sample from open files into (H, W, 3)."""
+        files = [h5py.File(path) for path in self.paths["raw"]]
+
+        def draw(number: int):
+            episode, frame = self.order[number % len(self.order)].tolist()
+            return [np.ascontiguousarray(files[episode][f"{c}/rgb"][frame].transpose(1, 2, 0)) for c in CAMERAS]
+
+        return rate(draw, self.seconds)
+
+    def one_core(self) -> None:
+        jpeg = self.dataset("jpeg")
+        reopening = self.dataset("jpeg")
+        reopening.max_open_episodes = 1
+        collate = Collator(constant_tokens, 0, len(CAMERAS), 1)
+        batch = [jpeg.sample(0, np.random.default_rng(n)) for n in range(BATCH)]
+        naive, bare = rate(self.naive["jpeg"].__getitem__, self.seconds), self.bare_jpeg()
+        rows = [
+            ("naive: reopen, per-step SO(3), float32 maps", naive),
+            ("this loader's sample", self.sampling(jpeg)),
+            ("  with crop, colour and blur", self.sampling(self.dataset("jpeg", train=True))),
+            ("  colour left to the device", self.sampling(self.dataset("jpeg", train=True, defer_color=True))),
+            ("  a new file for every sample", self.sampling(reopening)),
+            ("  as a dictionary (float32 images and maps)", self.dictionary(jpeg)),
+            ("bare decoding of its two JPEGs", bare),
+            ("collating batches of 32", BATCH * rate(lambda n: collate(batch), self.seconds)),
+        ]
+        print(f"{'JPEG, one core':<48}{'samples/s':>10}{'x naive':>9}{'time / bare':>13}")
+        for name, value in rows:
+            print(f"{name:<48}{value:>10.0f}{value / naive:>9.1f}{bare / value:>13.2f}")
+
+    def dictionary(self, dataset: H5DatasetMapBase) -> float:
+        def draw(number: int):
+            episode, frame = self.order[number % len(self.order)].tolist()
+            return sample_to_dict(dataset.sample(episode, np.random.default_rng(number), frame))
+
+        return rate(draw, self.seconds)
+
+    def storage(self) -> None:
+        naive = rate(self.naive["video"].__getitem__, self.seconds)
+        rows = [("naive video: reopen, decord, per-step SO(3)", naive, None)]
+        rows += [("JPEG", self.sampling(self.dataset("jpeg")), self.bare_jpeg())]
+        rows += [("raw", self.sampling(self.dataset("raw")), self.bare_raw())]
+        for reader in READERS:
+            if importlib.util.find_spec({"pyav": "av"}.get(reader, reader)) is None:
+                print(f"({reader} is not installed; left out)")
+                continue
+            rows += [(f"video, {reader}", self.sampling(self.dataset("video", video_reader=reader)),
+                      self.bare_video(reader))]  # fmt: skip
+        print(f"\n{'Storage, one core':<48}{'samples/s':>10}{'x naive':>9}{'time / bare':>13}")
+        for name, value, bare in rows:
+            print(f"{name:<48}{value:>10.0f}{value / naive:>9.1f}" + (f"{bare / value:>13.2f}" if bare else ""))
+
+    def workers(self, batches: int) -> None:
+        print(f"\n{'DataLoader, batches of 32, wall-clock':<48}{'1 worker':>10}{'2 workers':>11}{'x naive':>9}")
+        measured = {}
+        for kind in ("jpeg", "video"):
+            measured[f"naive, {kind}"] = [
+                wall_rate(torch.utils.data.DataLoader(self.naive[kind], BATCH, num_workers=workers), batches // 4)
+                for workers in (1, 2)
+            ]
+            measured[f"this loader, {kind}"] = [self._loader_rate(kind, workers, batches) for workers in (1, 2)]
+        for kind in ("jpeg", "video"):
+            base = measured[f"naive, {kind}"]
+            for name in (f"naive, {kind}", f"this loader, {kind}"):
+                one, two = measured[name]
+                print(f"{name:<48}{one:>10.0f}{two:>11.0f}{one / base[0]:>9.1f}")
+
+    def _loader_rate(self, kind: str, workers: int, batches: int) -> float:
+        loader, _ = build_loader(
+            [self.dataset(kind)],
+            weights=None,
+            multiplex=max(1, -(-(batches + 8) * BATCH // len(self.paths[kind]))),
+            batch_size=BATCH,
+            workers=workers,
+            rank=0,
+            world_size=1,
+            seed=0,
+            tokenize=constant_tokens,
+            pad_id=0,
+            pin_memory=False,
+            persistent_workers=False,
+            prefetch_factor=2,
+            timeout=60,
+        )
+        return wall_rate(loader, batches)
+
+
+def constant_tokens(prompt: str, cameras: int) -> TokenizedPrompt:
+    """Tokens of about a prompt's length; tokenizing is cached per prompt in a run."""
+    return TokenizedPrompt(np.arange(160), np.zeros((3, 160), np.int64))
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=4.0, help="process time spent on each row")
     parser.add_argument("--episodes", type=int, default=12)
     parser.add_argument("--frames", type=int, default=150)
+    parser.add_argument("--size", type=int, default=256, help="height and width of the frames")
+    parser.add_argument("--key-frames", type=int, default=2, help="a key frame every so many (LeRobot writes 2)")
     options = parser.parse_args()
     cv2.setNumThreads(0)
-
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        paths = make_episodes(Path(folder), options.episodes, options.frames)
-        size = sum(path.stat().st_size for path in paths) / (len(paths) * options.frames * len(CAMERAS))
-        plain, augmented = PickPlaceCan(paths, train=False), PickPlaceCan(paths, train=True)
-        reopening = PickPlaceCan(paths, train=False)
-        reopening.max_open_episodes = 1
-        order = np.random.default_rng(1).integers(0, [len(paths), options.frames], (4096, 2)).tolist()
-        tokens = TokenizedPrompt(np.arange(160), np.zeros((3, 160), np.int64))
-        collate = Collator(lambda prompt, cameras: tokens, 0, plain.config.num_cameras, plain.config.num_arms)
-
-        def draw(dataset: PickPlaceCan, number: int):
-            episode, frame = order[number % len(order)]
-            return dataset.sample(episode, np.random.default_rng(number), frame)
-
-        def naive(number: int):
-            episode, frame = order[number % len(order)]
-            return naive_sample(paths[episode], frame, plain.config.num_future)
-
-        for number in range(len(paths)):
-            draw(plain, number)
-        batch = [draw(plain, number) for number in range(32)]
-        rows = [
-            ("baseline: reopen, per-step interpolation, float32 maps", rate(naive, options.seconds)),
-            (
-                "dictionary form (float32 images, coordinate maps)",
-                rate(lambda n: sample_to_dict(draw(plain, n)), options.seconds),
-            ),
-            ("sample, no augmentation", rate(lambda n: draw(plain, n), options.seconds)),
-            ("sample, crop + colour + blur", rate(lambda n: draw(augmented, n), options.seconds)),
-            ("sample, no augmentation, a new file each time", rate(lambda n: draw(reopening, n), options.seconds)),
-            ("collate, batches of 32", 32 * rate(lambda n: collate(batch), options.seconds)),
-        ]
-    print(f"two {SIDE}x{SIDE} JPEG cameras, {size / 1024:.1f} KiB per frame, one process, one thread\n")
-    print(f"{'':<56}{'samples/s per core':>20}{'x baseline':>12}")
-    for name, value in rows:
-        print(f"{name:<56}{value:>20.0f}{value / rows[0][1]:>12.1f}")
+        benchmark = Benchmark(Path(folder), options)
+        frames = options.episodes * options.frames * len(CAMERAS)
+        sizes = {
+            kind: sum(path.stat().st_size for path in Path(folder).glob(pattern)) / frames / 1024
+            for kind, pattern in (("JPEG", "*_jpeg.h5"), ("raw", "*_raw.h5"), ("video", "*.mp4"))
+        }
+        print(
+            f"{len(CAMERAS)} cameras of {options.size}x{options.size}, KiB per frame: "
+            + ", ".join(f"{kind} {size:.1f}" for kind, size in sizes.items())
+            + "\n"
+        )
+        benchmark.one_core()
+        benchmark.storage()
+        benchmark.workers(batches=max(8, round(options.seconds * 10)))
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
     main()
