@@ -17,7 +17,7 @@ from data_utils.video_readers import READER_TYPES, PyAVReader, VideoReader
 
 READERS = tuple(READER_TYPES)
 TOLERANCE = 0.75  # frame intervals between the time wanted and the nearest frame
-MAX_INDEXES = 1024  # far smaller than decoders, and dearer to read than to keep
+MAX_INDEXED_FRAMES = 2_000_000  # some 50 MB; indexes are far smaller than decoders, and dearer to read than to keep
 
 
 def open_video(path: str | os.PathLike, reader: str = "decord", threads: int = 1) -> VideoReader:
@@ -111,6 +111,7 @@ class VideoCache:
             slots = list(state.slots.values())
             state.slots.clear()
             state.indexes.clear()
+            state.indexed_frames = 0
         for slot in slots:
             with slot.lock:
                 if slot.reader is not None:
@@ -142,13 +143,17 @@ class VideoCache:
         state = self._own_state()
         with state.lock:
             index = state.indexes.get(path)
+            if index is not None:
+                state.indexes.move_to_end(path)
         if index is None:
             index = read_index(path)
             READER_TYPES[self._reader].check(index)
             with state.lock:
-                state.indexes[path] = index
-                while len(state.indexes) > MAX_INDEXES:
-                    state.indexes.popitem(last=False)
+                if path not in state.indexes:
+                    state.indexes[path] = index
+                    state.indexed_frames += len(index)
+                while state.indexed_frames > MAX_INDEXED_FRAMES and len(state.indexes) > 1:
+                    state.indexed_frames -= len(state.indexes.popitem(last=False)[1])
         return index
 
 
@@ -184,6 +189,7 @@ class _State:
         self.lock = threading.Lock()
         self.slots: OrderedDict[str, _Slot] = OrderedDict()
         self.indexes: OrderedDict[str, VideoIndex] = OrderedDict()
+        self.indexed_frames = 0
 
 
 def _check_reader(reader: str) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import hashlib
 import os
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +17,8 @@ from data_utils.errors import DataError
 
 if TYPE_CHECKING:
     import av
+
+CACHED_FROM_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
@@ -52,14 +58,50 @@ def video_error(path: str, what: str) -> DataError:
 def read_index(path: str | os.PathLike) -> VideoIndex:
     """Read the index of a video: one pass over its packets, a few milliseconds for a minute of video.
 
+    Packets are read with their data, so the index of a large file (many episodes in one video) is kept on disk under
+    ``$XDG_CACHE_HOME`` (else ``~/.cache``), and read from there as long as the file's size and time stay the same.
+
     Raises:
         DataError: rule "video": no such file, not a video, cut short, or without presentation times.
     """
-    import av
-
     path = os.fspath(path)
     if not Path(path).is_file():
         raise video_error(path, "no such video; check the video root")
+    if os.path.getsize(path) < CACHED_FROM_BYTES:
+        return _demux(path)
+    stored = _cache_file(path)
+    if stored.is_file():
+        with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile), np.load(stored) as arrays:
+            return VideoIndex(path=path, **{name: _scalar(arrays[name]) for name in arrays.files})
+    index = _demux(path)
+    with contextlib.suppress(OSError):  # a machine without a writable home reads the packets again
+        _store(stored, index)
+    return index
+
+
+def _cache_file(path: str) -> Path:
+    found = os.stat(path)
+    name = f"{os.path.abspath(path)}\0{found.st_size}\0{found.st_mtime_ns}"
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "apt" / "video_index" / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npz"
+
+
+def _store(stored: Path, index: VideoIndex) -> None:
+    stored.parent.mkdir(parents=True, exist_ok=True)
+    temporary = stored.with_name(f".{stored.name}.{os.getpid()}.tmp")
+    arrays = {field.name: getattr(index, field.name) for field in dataclasses.fields(index) if field.name != "path"}
+    with open(temporary, "wb") as file:
+        np.savez(file, **arrays)
+    os.replace(temporary, stored)
+
+
+def _scalar(array: np.ndarray):
+    return array if array.ndim else array.item()
+
+
+def _demux(path: str) -> VideoIndex:
+    import av
+
     try:
         with av.open(path, metadata_errors="replace") as container:
             if not container.streams.video:

@@ -438,3 +438,34 @@ def test_a_pickled_cache_arrives_empty_and_usable(many):
     cache = VideoCache("pyav", max_open=3)
     cache.frame(many[0], 0.1)
     assert number_in(pickle.loads(pickle.dumps(cache)).frame(many[0], 0.1)) == 3
+
+
+def test_the_index_of_a_large_video_is_read_once_ever(tmp_path, monkeypatch):
+    from data_utils import video_index
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(video_index, "CACHED_FROM_BYTES", 0)
+    path = encode(tmp_path / "a.mp4")
+    first = video_index.read_index(path)
+    stored = list((tmp_path / "cache").rglob("*.npz"))
+    assert len(stored) == 1
+    with monkeypatch.context() as patched:
+        patched.setattr(video_index, "_demux", lambda path: pytest.fail("the packets are read again"))
+        again = video_index.read_index(path)
+    np.testing.assert_array_equal(again.times, first.times)
+    assert (again.codec, again.hidden, again.frame_interval) == (first.codec, first.hidden, first.frame_interval)
+    stored[0].write_bytes(b"not an archive")
+    np.testing.assert_array_equal(video_index.read_index(path).times, first.times)
+    encode(path, ticks=UNEVEN)
+    np.testing.assert_array_equal(video_index.read_index(path).times, UNEVEN / 600)
+
+
+def test_the_indexes_kept_in_memory_are_bounded(tmp_path, monkeypatch):
+    from data_utils import video
+
+    monkeypatch.setattr(video, "MAX_INDEXED_FRAMES", 3 * NUM_FRAMES)
+    cache = VideoCache("pyav", max_open=2)
+    for number in range(6):
+        assert number_in(cache.frame(encode(tmp_path / f"{number}.mp4"), 0.0)) == 0
+    assert len(cache._state.indexes) == 3 and cache._state.indexed_frames == 3 * NUM_FRAMES
+    cache.close()
