@@ -73,6 +73,7 @@ class Collator:
             gripper_mask=torch.from_numpy(_stack([sample.gripper_mask for sample in samples], 0, arms, False)),
             timestamp=torch.tensor([sample.timestamp for sample in samples], dtype=torch.float64),
             source=[sample.source for sample in samples],
+            skipped=[skipped for sample in samples for skipped in sample.skipped],
             color=self._color(samples),
         )
 

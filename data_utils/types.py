@@ -10,11 +10,21 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from data_utils.device_augment import ColorDraws, recolor
+
+
+class SkippedEpisode(NamedTuple):
+    """An episode that could not be read when its turn came; another one was drawn in its place."""
+
+    path: str
+    rule: str  # of data_utils.errors.RULES
+    message: str
+    blocked: bool = False  # it ended or hung the process that read it, and is not opened again
 
 
 @dataclass
@@ -35,6 +45,7 @@ class Sample:
     future: np.ndarray | None = None  # (Ta, Nee, 17) float32, None when serving
     color: ColorDraws | None = None  # changes of colour still to be made, on the device
     source: str = ""  # file and frame, for messages
+    skipped: tuple[SkippedEpisode, ...] = ()  # tried before this one
 
 
 @dataclass
@@ -84,6 +95,7 @@ class Batch:
     gripper_mask: torch.Tensor  # (B, Nee) bool
     timestamp: torch.Tensor  # (B,) float64
     source: list[str]  # B
+    skipped: list[SkippedEpisode] = dataclasses.field(default_factory=list)  # of all samples
     color: ColorDraws | None = None  # changes of colour still to be made (B, Ncam, ...)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
