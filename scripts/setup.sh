@@ -52,10 +52,10 @@ if [ "$(cat .venv/apt-requirements 2>/dev/null)" != "$wanted" ]; then
     printf '%s' "$wanted" > .venv/apt-requirements
 fi
 
-if ! .venv/bin/python -c 'from examples.pickplace.headless import select_gl; select_gl()' 2>/dev/null; then
+if ! .venv/bin/python -c 'from examples.headless import select_gl; select_gl()' 2>/dev/null; then
     may_install || fail "the simulator needs a headless OpenGL library; run: apt-get install libosmesa6"
     apt_install libosmesa6
-    .venv/bin/python -c 'from examples.pickplace.headless import select_gl; select_gl()' ||
+    .venv/bin/python -c 'from examples.headless import select_gl; select_gl()' ||
         fail "libosmesa6 is installed but does not load; try: apt-get install libegl1 libgl1-mesa-dri, and MUJOCO_GL=egl"
 fi
 if [ -n "$torchcodec" ]; then

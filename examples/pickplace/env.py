@@ -7,10 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from examples.pickplace.headless import import_simulator
+from examples.headless import import_headless
 from examples.pickplace.scene import Scene, Task, load_scene
 
 FINGER_TRAVEL = 0.04  # m, of each of the Panda's fingers
+_INSTALL = "pip install --no-deps robosuite==1.4.1 mujoco==3.3.2 && " + (
+    "pip install numba termcolor glfw absl-py etils[epath] pyopengl"
+)
 _DOWN = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])  # gripper down, fingers close along world y
 
 
@@ -27,7 +30,7 @@ class PickPlaceEnv:
     """
 
     def __init__(self, scene: Scene | str = "pickplace", image_size: int = 256, paraphrases: int | None = None) -> None:
-        simulator = import_simulator()
+        simulator = import_headless("examples.pickplace.simulator", _INSTALL)
         self.scene = load_scene(scene) if isinstance(scene, str) else scene
         self.image_size = image_size
         self.paraphrases = paraphrases  # prompts come from each task's first so many; None: from all

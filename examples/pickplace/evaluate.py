@@ -23,8 +23,8 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
+from examples.errors import SimulatorError
 from examples.pickplace.env import PickPlaceEnv
-from examples.pickplace.errors import SimulatorError
 from examples.pickplace.expert import ScriptedExpert
 from examples.pickplace.policies import ModelPolicy, RandomPolicy, ReplayPolicy
 from examples.pickplace.record import read_dataset

@@ -10,7 +10,7 @@ import enum
 
 import numpy as np
 
-from examples.pickplace.control import limit_pose
+from examples.control import limit_pose
 from examples.pickplace.env import PickPlaceEnv, gripper_down
 
 HAND_HALF_EXTENT = np.array([0.105, 0.035])  # m, the Panda's hand along and across the closing direction

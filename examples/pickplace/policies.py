@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 from scipy.spatial.transform import Rotation, Slerp
 
-from examples.pickplace.control import MAX_TRANSLATION
+from examples.control import MAX_TRANSLATION
 from examples.pickplace.env import PickPlaceEnv
 
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from examples.pickplace.control import pose_to_action
+from examples.control import pose_to_action
 from examples.pickplace.env import PickPlaceEnv
 
 APPROACH_DISTANCE = 0.02  # m from the grip site to an object's bounding box

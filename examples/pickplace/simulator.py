@@ -1,6 +1,6 @@
 """The robosuite environment behind a scene file: bins, objects, cameras and a Panda under OSC_POSE.
 
-Import it through ``headless.import_simulator``: robosuite decides on its OpenGL when it is imported.
+Import it through ``headless.import_headless``: robosuite decides on its OpenGL when it is imported.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from robosuite.models.tasks import ManipulationTask
 from robosuite.utils.mjcf_utils import array_to_string, xml_path_completion
 from scipy.spatial.transform import Rotation
 
-from examples.pickplace.errors import SimulatorError
-from examples.pickplace.headless import INSTALL_GL
+from examples.errors import SimulatorError
+from examples.headless import INSTALL_GL
 from examples.pickplace.scene import CameraSpec, Scene
 
 CONTROL_HZ = 20

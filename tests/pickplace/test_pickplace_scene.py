@@ -8,10 +8,10 @@ import scipy.stats
 import yaml
 from scipy.spatial.transform import Rotation
 
-from examples.pickplace.control import MAX_TRANSLATION, limit_pose, pose_to_action
-from examples.pickplace.errors import SimulatorError
+from examples.control import MAX_TRANSLATION, limit_pose, pose_to_action
+from examples.errors import SimulatorError
+from examples.headless import select_gl
 from examples.pickplace.evaluate import EvaluateConfig, wilson_interval
-from examples.pickplace.headless import select_gl
 from examples.pickplace.policies import interpolate_trajectory
 from examples.pickplace.record import RecordConfig
 from examples.pickplace.scene import SCENES_DIR, load_scene

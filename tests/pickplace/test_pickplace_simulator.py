@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data_utils.h5io import Episode
-from examples.pickplace.control import pose_to_action
+from examples.control import pose_to_action
 from examples.pickplace.env import PickPlaceEnv
 from examples.pickplace.evaluate import EVALUATION_STREAM, EvaluateConfig, evaluate
 from examples.pickplace.expert import ScriptedExpert

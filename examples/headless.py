@@ -10,13 +10,10 @@ import sys
 import warnings
 from types import ModuleType
 
-from examples.pickplace.errors import SimulatorError
+from examples.errors import SimulatorError
 
 _LIBRARIES = {"egl": ("libEGL.so.1",), "osmesa": ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so")}
 INSTALL_GL = "apt-get install libosmesa6 (or libegl1 libgl1-mesa-dri)"
-_INSTALL_SIM = "pip install --no-deps robosuite==1.4.1 mujoco==3.3.2 && " + (
-    "pip install numba termcolor glfw absl-py etils[epath] pyopengl"
-)
 
 
 def select_gl() -> str:
@@ -38,10 +35,11 @@ def select_gl() -> str:
     return chosen
 
 
-def import_simulator() -> ModuleType:
-    """The module with the robosuite environment, imported with a headless OpenGL.
+def import_headless(name: str, install: str) -> ModuleType:
+    """The module ``name``, which imports robosuite, imported with a headless OpenGL.
 
-    Raises ``ImportError`` with what to install where robosuite, MuJoCo or an OpenGL library is missing.
+    Raises ``ImportError`` where robosuite, MuJoCo or an OpenGL library is missing; ``install`` is the command that
+    its message tells the user to run for a missing Python package.
     """
     gl = select_gl()
     loaded = sys.modules.get("mujoco.gl_context")
@@ -55,9 +53,9 @@ def import_simulator() -> ModuleType:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=DeprecationWarning)  # in how robosuite logs that request
-            return importlib.import_module("examples.pickplace.simulator")
+            return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise ImportError(f"the simulator needs {(error.name or '').partition('.')[0]}; run: {_INSTALL_SIM}") from error
+        raise ImportError(f"the simulator needs {(error.name or '').partition('.')[0]}; run: {install}") from error
     except (AttributeError, ImportError, OSError) as error:  # PyOpenGL's ways of saying that a library is missing
         raise ImportError(f"MUJOCO_GL={gl} did not load ({error}); run: {INSTALL_GL}") from error
 
