@@ -38,7 +38,8 @@ def main(argv: list[str]) -> int:
         converter = getattr(module, converter_name)(settings)
         # A converter whose settings are names of files says what is in them; for others the settings are the whole.
         described = converter.described() if hasattr(converter, "described") else dataclasses.asdict(settings)
-        summary = run(converter, out, workers, {"format": argv[0], **_jsonable(described)})
+        copy_videos = getattr(converter, "copy_videos", False)
+        summary = run(converter, out, workers, {"format": argv[0], **_jsonable(described)}, copy_videos)
     except (CommandLineError, DataError) as error:
         print(f"python -m data_utils.convert: {error}", file=sys.stderr)
         return 2

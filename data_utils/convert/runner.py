@@ -19,6 +19,7 @@ from typing import Protocol
 
 from tqdm import tqdm
 
+from data_utils.convert.videos import with_own_videos
 from data_utils.errors import DataError
 from data_utils.h5io import EpisodeData, write_episode
 
@@ -65,6 +66,15 @@ class Failure:
     message: str
 
 
+@dataclass(frozen=True)
+class _Task:
+    """What every worker is told once."""
+
+    converter: Converter
+    out: Path
+    copy_videos: bool
+
+
 @dataclass
 class Summary:
     """What became of the episodes of a source."""
@@ -87,7 +97,9 @@ class Summary:
         return "\n".join(lines)
 
 
-def run(converter: Converter, out: Path, workers: int, settings: Mapping[str, object]) -> Summary:
+def run(
+    converter: Converter, out: Path, workers: int, settings: Mapping[str, object], copy_videos: bool = False
+) -> Summary:
     """Convert every episode of a source that ``out`` does not hold yet.
 
     An episode is there whole or not at all, whatever kills the process. ``out/conversion.json`` records the settings
@@ -98,6 +110,7 @@ def run(converter: Converter, out: Path, workers: int, settings: Mapping[str, ob
         out: folder of the episode files; made where it is missing.
         workers: processes that convert.
         settings: what the episodes depend on (JSON-able); must be those that ``out`` was begun with.
+        copy_videos: link or copy the videos that episodes refer to into ``out/videos``.
     Raises:
         DataError: no such source, ``out`` belongs to other settings or to a conversion that is running.
     """
@@ -124,7 +137,7 @@ def run(converter: Converter, out: Path, workers: int, settings: Mapping[str, ob
         summary.already_there = len(jobs) - len(todo)
         write_record(out, settings, summary, "running")
         try:
-            _convert_all(converter, out, todo, min(workers, len(todo)), summary)
+            _convert_all(_Task(converter, out, copy_videos), todo, min(workers, len(todo)), summary)
         except KeyboardInterrupt:
             summary.interrupted = True
         _remove_temporaries(out)  # of workers that were killed
@@ -180,21 +193,21 @@ def _shown(value: object) -> str:
 
 def _remove_temporaries(out: Path) -> None:
     """What a killed conversion left; only called under the folder's lock."""
-    for temporary in out.rglob(f".*{SUFFIX}.*.tmp"):
+    for temporary in out.rglob(".*.tmp"):
         temporary.unlink(missing_ok=True)
 
 
 # -- the parent's side --------------------------------------------------------------------------------------------
 
 
-def _convert_all(converter: Converter, out: Path, jobs: list[Job], count: int, summary: Summary) -> None:
+def _convert_all(task: _Task, jobs: list[Job], count: int, summary: Summary) -> None:
     pending = deque(jobs)
     pool: list[_Worker] = []
     # On a terminal a moving bar, in a log file a line now and then.
     interval = 0.1 if sys.stderr.isatty() else 30.0
     bar = tqdm(total=summary.episodes, initial=summary.already_there, unit="episode", mininterval=interval)
     try:
-        pool += [_Worker(converter, out) for _ in range(count)]
+        pool += [_Worker(task) for _ in range(count)]
         while pool:
             for connection in wait([worker.connection for worker in pool]):
                 worker = next(item for item in pool if item.connection is connection)
@@ -205,7 +218,7 @@ def _convert_all(converter: Converter, out: Path, jobs: list[Job], count: int, s
                 if worker.is_dead:
                     pool.remove(worker)
                     if pending:
-                        worker = _Worker(converter, out)
+                        worker = _Worker(task)
                         pool.append(worker)
                 elif pending:
                     worker.give(pending.popleft())
@@ -234,10 +247,10 @@ def _account(job: Job, outcome: "Skipped | Failure | None", summary: Summary, ba
 class _Worker:
     """A worker process as its parent sees it: ready without a job at first, then with one job at a time."""
 
-    def __init__(self, converter: Converter, out: Path) -> None:
+    def __init__(self, task: _Task) -> None:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(converter, out, theirs), daemon=True)
+        self.process = context.Process(target=_work, args=(task, theirs), daemon=True)
         # Inherited by the process: the parent alone decides what a Ctrl-C means.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -280,11 +293,11 @@ def _ending(code: int | None) -> str:
 # -- the worker's side --------------------------------------------------------------------------------------------
 
 
-def _work(converter: Converter, out: Path, connection: Connection) -> None:
+def _work(task: _Task, connection: Connection) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     connection.send(None)  # ready
     while (job := connection.recv()) is not None:
-        connection.send(_convert_one(converter, out, job))
+        connection.send(_convert_one(task, job))
 
 
 def _end_with_parent() -> None:
@@ -293,11 +306,13 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _convert_one(converter: Converter, out: Path, job: Job) -> Skipped | Failure | None:
-    path = out / f"{job.name}{SUFFIX}"
+def _convert_one(task: _Task, job: Job) -> Skipped | Failure | None:
+    path = task.out / f"{job.name}{SUFFIX}"
     try:
-        data = converter.convert(job)
+        data = task.converter.convert(job)
         path.parent.mkdir(parents=True, exist_ok=True)
+        if task.copy_videos:
+            data = with_own_videos(data, path, task.out / "videos")
         write_episode(path, data)
     except Skipped as reason:
         return reason

@@ -1,0 +1,157 @@
+"""A mapping applied to one episode of a recording: columns to an :class:`EpisodeData`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from data_utils.convert.mapping import Arm, Camera, Desired, Keep, Mapping
+from data_utils.convert.runner import Skipped
+from data_utils.convert.values import Evaluator, Recording
+from data_utils.h5io import CameraData, EpisodeData
+
+CV_FROM_GL = np.diag([1.0, -1.0, -1.0, 1.0])  # OpenGL cameras look along -z with y up
+
+
+def assemble(
+    mapping: Mapping, recording: Recording, calibration: Path, mapping_file: Path, attributes: dict
+) -> EpisodeData:
+    """One episode in this library's terms.
+
+    Args:
+        mapping: what the columns mean.
+        recording: the episode.
+        calibration: folder of the calibration files that the mapping names.
+        mapping_file: where the mapping was read from.
+        attributes: where the episode comes from, kept in its file.
+    Raises:
+        Skipped: a ``keep`` rule leaves the episode out.
+        DataError: a column that is missing or whose values are not what the mapping says.
+    """
+    evaluate = Evaluator(recording, calibration, mapping_file)
+    for rule in mapping.keep:
+        _check_kept(rule, recording, evaluate)
+    arms = [_Arm(arm, index, evaluate, recording.length) for index, arm in enumerate(mapping.arms)]
+    by_name = {arm.name: pose.world_from_ee for arm, pose in zip(mapping.arms, arms, strict=True)}
+    desired = mapping.arms[0].desired is not None
+    return EpisodeData(
+        timestamp=_times(mapping, recording, evaluate),
+        world_from_ee=np.stack([arm.world_from_ee for arm in arms], axis=1),
+        gripper=np.stack([arm.gripper for arm in arms], axis=1),
+        prompts=_prompts(mapping, recording, evaluate),
+        cameras={
+            name: _camera(f"cameras.{name}", camera, recording, evaluate, by_name)
+            for name, camera in mapping.cameras.items()
+        },
+        world_from_ee_desired=np.stack([arm.desired_pose for arm in arms], axis=1) if desired else None,
+        gripper_desired=np.stack([arm.desired_gripper for arm in arms], axis=1) if desired else None,
+        subtasks=_subtasks(mapping, recording, evaluate),
+        ee_indices=mapping.ee_indices,
+        video_root=recording.video_root,
+        attributes=attributes,
+    )
+
+
+def _check_kept(rule: Keep, recording: Recording, evaluate: Evaluator) -> None:
+    evaluate.require(rule.column, "keep")
+    found = recording.first(rule.column)
+    if rule.equals is not None and found != rule.equals:
+        raise Skipped(f"{rule.column} is not {rule.equals!r}")
+    if rule.not_equals is not None and found == rule.not_equals:
+        raise Skipped(f"{rule.column} is {rule.not_equals!r}")
+
+
+def _times(mapping: Mapping, recording: Recording, evaluate: Evaluator) -> np.ndarray:
+    """(T,) seconds."""
+    if mapping.time_step is not None:
+        return np.arange(recording.length) * mapping.time_step
+    evaluate.require(mapping.timestamp, "timestamp")
+    return recording.numbers(mapping.timestamp)[:, 0]
+
+
+class _Arm:
+    """Poses (T, 4, 4) and openness (T,) of one end-effector, and those it was told."""
+
+    def __init__(self, arm: Arm, index: int, evaluate: Evaluator, length: int) -> None:
+        self._arm, self._evaluate, self._length = arm, evaluate, length
+        where = f"arms[{index}]"
+        self.world_from_ee = self._pose(arm, where)
+        self.gripper = self._openness(arm, where)
+        if arm.desired is not None:
+            self.desired_pose = self._pose(arm.desired, f"{where}.desired")
+            self.desired_gripper = self._openness(arm.desired, f"{where}.desired")
+
+    def _pose(self, source: Arm | Desired, where: str) -> np.ndarray:
+        arm, evaluate = self._arm, self._evaluate
+        poses = evaluate.pose(source.pose, f"{where}.pose")
+        if arm.world_from_base is not None:
+            poses = evaluate.pose(arm.world_from_base, f"{where}.world_from_base") @ poses
+        if arm.tip_from_ee is not None:
+            poses = poses @ evaluate.pose(arm.tip_from_ee, f"{where}.tip_from_ee")
+        return np.broadcast_to(poses, (self._length, 4, 4))
+
+    def _openness(self, source: Arm | Desired, where: str) -> np.ndarray:
+        if source.gripper is None:  # an end-effector without one, as the format wants it
+            return np.zeros(self._length)
+        return self._evaluate.openness(source.gripper, f"{where}.gripper")
+
+
+def _camera(
+    where: str, camera: Camera, recording: Recording, evaluate: Evaluator, arms: dict[str, np.ndarray]
+) -> CameraData:
+    evaluate.require(camera.frames, f"{where}.frames")
+    if camera.world_from_cam is not None:
+        poses = _in_world(where, camera, evaluate, "world_from_cam")
+    else:
+        world_from_ee = arms[camera.on_arm]
+        if camera.ee_from_cam is not None:
+            ee_from_cam = evaluate.pose(camera.ee_from_cam, f"{where}.ee_from_cam")
+        else:
+            at_first_frame = _in_world(where, camera, evaluate, "world_from_cam_at_first_frame")[:1]
+            ee_from_cam = np.linalg.inv(world_from_ee[:1]) @ at_first_frame
+        poses = world_from_ee @ ee_from_cam
+    if camera.axes == "opengl":
+        poses = poses @ CV_FROM_GL
+    return CameraData(
+        world_from_cam=poses[0] if len(poses) == 1 else poses,
+        K=evaluate.intrinsics(camera.K, camera.frames, f"{where}.K"),
+        frames=recording.frames(camera.frames, camera.flip_rows),
+    )
+
+
+def _in_world(where: str, camera: Camera, evaluate: Evaluator, field: str) -> np.ndarray:
+    poses = evaluate.pose(getattr(camera, field), f"{where}.{field}")
+    if camera.world_from_base is None:
+        return poses
+    return evaluate.pose(camera.world_from_base, f"{where}.world_from_base") @ poses
+
+
+def _prompts(mapping: Mapping, recording: Recording, evaluate: Evaluator) -> list[str]:
+    """The instructions, without empty ones and repetitions."""
+    found: list[str] = []
+    for prompt in mapping.prompts:
+        if prompt.task:
+            found.append(recording.task())
+        elif prompt.column is not None:
+            evaluate.require(prompt.column, "prompts")
+            found.append(recording.texts(prompt.column)[0])
+        elif prompt.episode is not None:
+            texts = recording.of_episode(prompt.episode)
+            found += [texts] if isinstance(texts, str) else list(texts)
+        else:
+            found.append(prompt.text)
+    prompts = list(dict.fromkeys(text.strip() for text in found if text.strip()))
+    if not prompts:
+        raise evaluate.fault("has no instruction: all its prompts are empty", "prompt")
+    return prompts
+
+
+def _subtasks(mapping: Mapping, recording: Recording, evaluate: Evaluator) -> list[tuple[int, str]]:
+    """First frame and text of each run of equal texts; empty texts are no sub-task."""
+    if mapping.subtasks is None:
+        return []
+    evaluate.require(mapping.subtasks, "subtasks")
+    texts = recording.texts(mapping.subtasks)
+    starts = [frame for frame in range(len(texts)) if frame == 0 or texts[frame] != texts[frame - 1]]
+    return [(frame, texts[frame]) for frame in starts if texts[frame].strip()]

@@ -1,0 +1,357 @@
+"""Mapping files: which columns of a recording are poses, grippers, cameras and prompts (YAML, see docs/convert.md).
+
+Everything that a mapping says is checked when it is read; which columns there are is checked against the recording.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import types
+import typing
+from collections.abc import Mapping as AbstractMapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from data_utils.errors import DataError
+
+PRESETS = Path(__file__).parent / "presets"
+
+# Form of a pose -> (how many numbers, the fields that only this form has).
+POSE_FORMS = {
+    "xyz+quat": (7, {"order"}),
+    "xyz+euler": (6, {"axes", "angles"}),
+    "xyz+rotvec": (6, set()),
+    "xyz+matrix": (12, set()),
+    "matrix": (16, set()),
+    "joints": (None, {"joints", "urdf", "base", "tip"}),
+}
+INTRINSICS_FORMS = {"matrix": 9, "fx+fy+cx+cy": 4, "fx+cx+fy+cy": 4, "fovy": 1}
+_COLUMN = re.compile(r"(?P<name>.+?)\[(?P<start>\d+)(?::(?P<stop>\d+))?\]")
+
+
+class MappingError(DataError):
+    """A mapping file that cannot be used; one line that names the file and the field."""
+
+
+class _Wrong(Exception):
+    """What is wrong with a field; where it is is added on the way out."""
+
+    def __init__(self, what: str, where: str = "") -> None:
+        super().__init__(f"{where}: {what}" if where else what)
+        self.what, self.where = what, where
+
+
+@dataclass(frozen=True)
+class Column:
+    """Numbers ``start`` to ``stop`` of a column; all of them where ``stop`` is None."""
+
+    name: str
+    start: int = 0
+    stop: int | None = None
+
+
+@dataclass(frozen=True)
+class InFile:
+    """Numbers of a JSON or YAML file beside the recording.
+
+    ``file`` is a path relative to the calibration folder, in which ``{episode_index}`` and ``{episode_chunk}`` are
+    replaced; ``key`` walks into the content with dots, ``*`` standing for one entry per frame.
+    """
+
+    file: str
+    key: str
+
+
+@dataclass(frozen=True)
+class Values:
+    """Numbers joined from columns, files and constants, in this order; per frame, or once for the episode."""
+
+    pieces: tuple[Column | InFile | tuple[float, ...], ...]
+
+    @classmethod
+    def read(cls, raw: object) -> "Values":
+        pieces: list[Column | InFile | tuple[float, ...]] = []
+        for item in raw if isinstance(raw, list) and not _is_numbers(raw) else [raw]:
+            if isinstance(item, str):
+                pieces.append(_column(item))
+            elif isinstance(item, dict):
+                pieces.append(_build(InFile, item))
+            elif _is_numbers(item):
+                pieces.append(tuple(_flat(item)))
+            else:
+                raise _Wrong(f"is {raw!r}; wanted a column, numbers, {{file, key}}, or a list of these")
+        return cls(tuple(pieces))
+
+
+@dataclass(frozen=True)
+class Pose:
+    """A rigid transform per frame, or one for the episode."""
+
+    values: Values
+    form: str
+    order: str | None = None
+    axes: str | None = None
+    angles: str | None = None
+    joints: tuple[str, ...] | None = None
+    urdf: str | None = None
+    base: str | None = None
+    tip: str | None = None
+    inverse: bool = False
+
+    def __post_init__(self) -> None:
+        if self.form not in POSE_FORMS:
+            raise _Wrong(f"form is {self.form!r}; wanted one of {', '.join(POSE_FORMS)}")
+        wanted = POSE_FORMS[self.form][1]
+        special = set().union(*(fields for _, fields in POSE_FORMS.values()))
+        given = {name for name in special if getattr(self, name) is not None}
+        if given != wanted:
+            named = ", ".join(sorted(wanted)) or "none of these"
+            raise _Wrong(f"form {self.form} takes {named}, not {', '.join(sorted(given)) or 'nothing'}")
+        if self.order not in (None, "xyzw", "wxyz"):
+            raise _Wrong(f"order is {self.order!r}; wanted xyzw or wxyz")
+        if self.axes is not None and not re.fullmatch("[xyz]{3}|[XYZ]{3}", self.axes):
+            raise _Wrong(f"axes is {self.axes!r}; wanted three of xyz (about fixed axes) or of XYZ (moving axes)")
+        if self.angles not in (None, "degrees", "radians"):
+            raise _Wrong(f"angles is {self.angles!r}; wanted degrees or radians")
+
+
+@dataclass(frozen=True)
+class Gripper:
+    """A gripper's reading at its two ends; what lies between becomes openness 0 to 1."""
+
+    values: Values
+    closed: float
+    open: float
+
+    def __post_init__(self) -> None:
+        if self.closed == self.open:
+            raise _Wrong(f"closed and open are both {self.open}")
+
+
+@dataclass(frozen=True)
+class Desired:
+    """What an arm was told at each step."""
+
+    pose: Pose
+    gripper: Gripper | None = None
+
+
+@dataclass(frozen=True)
+class Arm:
+    """An end-effector: world_from_ee = world_from_base @ pose @ tip_from_ee."""
+
+    pose: Pose
+    name: str = ""
+    gripper: Gripper | None = None
+    desired: Desired | None = None
+    world_from_base: Pose | None = None
+    tip_from_ee: Pose | None = None
+
+
+@dataclass(frozen=True)
+class Intrinsics:
+    """Pinhole intrinsics; ``size`` is the (width, height) they were measured at, where frames have another one."""
+
+    values: Values
+    form: str
+    size: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.form not in INTRINSICS_FORMS:
+            raise _Wrong(f"form is {self.form!r}; wanted one of {', '.join(INTRINSICS_FORMS)}")
+        if self.size is not None and len(self.size) != 2:
+            raise _Wrong(f"size is {list(self.size)}; wanted [width, height]")
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Frames and calibration of a camera.
+
+    It stands in the world (``world_from_cam``, fixed or per frame), or is carried by ``on_arm``, at ``ee_from_cam`` or
+    where ``world_from_cam_at_first_frame`` says.
+    """
+
+    frames: str
+    K: Intrinsics
+    axes: str
+    world_from_cam: Pose | None = None
+    on_arm: str | None = None
+    ee_from_cam: Pose | None = None
+    world_from_cam_at_first_frame: Pose | None = None
+    world_from_base: Pose | None = None
+    flip_rows: bool = False
+
+    def __post_init__(self) -> None:
+        if self.axes not in ("opencv", "opengl"):
+            raise _Wrong(f"axes is {self.axes!r}; wanted opencv (z looks forward) or opengl (z looks back)")
+        carried = (self.ee_from_cam, self.world_from_cam_at_first_frame)
+        ways = sum(pose is not None for pose in (self.world_from_cam, *carried))
+        if ways != 1 or (self.on_arm is not None) != (self.world_from_cam is None):
+            what = "world_from_cam, or on_arm with either ee_from_cam or world_from_cam_at_first_frame"
+            raise _Wrong(f"needs {what}")
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Only episodes whose first frame has (or has not) these values in this column are converted."""
+
+    column: str
+    equals: object = None
+    not_equals: object = None
+
+    def __post_init__(self) -> None:
+        if (self.equals is None) == (self.not_equals is None):
+            raise _Wrong("needs either equals or not_equals")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One source of instructions: LeRobot's ``task``, a text ``column``, a key of the episodes' table, or a text."""
+
+    task: bool = False
+    column: str | None = None
+    episode: str | None = None
+    text: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.task + sum(item is not None for item in (self.column, self.episode, self.text)) != 1:
+            raise _Wrong("needs one of task: true, column, episode, text")
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """What a recording's columns mean."""
+
+    arms: tuple[Arm, ...]
+    cameras: dict[str, Camera]
+    prompts: tuple[Prompt, ...]
+    timestamp: str | None = None
+    time_step: float | None = None
+    subtasks: str | None = None
+    ee_indices: tuple[int, ...] | None = None
+    keep: tuple[Keep, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.arms or not self.cameras or not self.prompts:
+            raise _Wrong("needs at least one of each: arms, cameras, prompts")
+        if (self.timestamp is None) == (self.time_step is None):
+            raise _Wrong("needs either timestamp (a column) or time_step (seconds)")
+        names = [arm.name for arm in self.arms]
+        for name, camera in self.cameras.items():
+            if camera.on_arm is not None and names.count(camera.on_arm) != 1:
+                raise _Wrong(f"cameras.{name}.on_arm is {camera.on_arm!r}; the arms are {names}")
+        if len({arm.desired is None for arm in self.arms}) > 1:
+            raise _Wrong("desired must be given for all arms or for none")
+
+
+def load_mapping(name: str | Path) -> tuple[Mapping, Path]:
+    """Read a mapping file.
+
+    Args:
+        name: path of a YAML file, or the name of a preset (a file of ``data_utils/convert/presets`` without suffix).
+    Returns:
+        the mapping, and the file it was read from.
+    Raises:
+        MappingError: no such file or preset, or what is wrong with it.
+    """
+    path = Path(name)
+    if not path.is_file():
+        path = PRESETS / f"{name}.yaml"
+        if not path.is_file():
+            presets = ", ".join(sorted(item.stem for item in PRESETS.glob("*.yaml")))
+            raise MappingError(f"{name}: neither a mapping file nor a preset; presets: {presets}", "location")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise MappingError(f"{path}: is not valid YAML ({' '.join(str(error).split())})", "schema") from error
+    try:
+        return _build(Mapping, raw), path
+    except _Wrong as error:
+        raise MappingError(f"{path}: {error}", "schema") from error
+
+
+def mapping_content(path: Path) -> object:
+    """What a mapping file says, as JSON-able values: two mappings of one name are not one setting."""
+    return json.loads(json.dumps(yaml.safe_load(path.read_text(encoding="utf-8")), default=str))
+
+
+# -- dataclasses from plain values ---------------------------------------------------------------------------------
+
+
+def _build(cls: type, raw: object):
+    """An instance of the dataclass ``cls`` from a dictionary of exactly its fields."""
+    if not isinstance(raw, AbstractMapping):
+        raise _Wrong(f"is {raw!r}; wanted a mapping with {', '.join(_fields(cls))}")
+    known = _fields(cls)
+    unknown = [str(name) for name in raw if name not in known]
+    if unknown:
+        raise _Wrong(f"has unknown field {unknown[0]!r}; known: {', '.join(known)}")
+    missing = [name for name, field in known.items() if name not in raw and field.default is dataclasses.MISSING]
+    if missing:
+        raise _Wrong(f"lacks field {missing[0]!r}")
+    hints = typing.get_type_hints(cls)
+    return cls(**{name: _at(name, lambda name=name: _convert(hints[name], raw[name])) for name in raw})
+
+
+def _convert(hint, raw: object):
+    """``raw`` as the type ``hint``."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        if raw is None:
+            return None
+        hint = next(item for item in typing.get_args(hint) if item is not type(None))
+    if hint is object:
+        return raw
+    if hint is Values:
+        return Values.read(raw)
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, raw)
+    origin = typing.get_origin(hint)
+    if origin is tuple and isinstance(raw, list):
+        item = typing.get_args(hint)[0]
+        return tuple(_at(f"[{index}]", lambda value=value: _convert(item, value)) for index, value in enumerate(raw))
+    if origin is dict and isinstance(raw, dict):
+        item = typing.get_args(hint)[1]
+        return {str(key): _at(str(key), lambda value=value: _convert(item, value)) for key, value in raw.items()}
+    wanted = (int, float) if hint is float else hint
+    if origin is None and isinstance(raw, wanted) and (hint is bool) == isinstance(raw, bool):
+        return hint(raw)
+    raise _Wrong(
+        f"is {raw!r}; wanted {'a list' if origin is tuple else 'a mapping' if origin is dict else hint.__name__}"
+    )
+
+
+def _at(name: str, convert):
+    try:
+        return convert()
+    except _Wrong as error:
+        joint = "." if error.where and not error.where.startswith("[") else ""
+        raise _Wrong(error.what, f"{name}{joint}{error.where}") from None
+
+
+def _fields(cls: type) -> dict[str, dataclasses.Field]:
+    return {field.name: field for field in dataclasses.fields(cls)}
+
+
+def _column(text: str) -> Column:
+    match = _COLUMN.fullmatch(text)
+    if match is None:
+        return Column(text)
+    start = int(match["start"])
+    stop = start + 1 if match["stop"] is None else int(match["stop"])
+    if stop <= start:
+        raise _Wrong(f"{text!r} takes no numbers")
+    return Column(match["name"], start, stop)
+
+
+def _is_numbers(raw: object) -> bool:
+    if isinstance(raw, list):
+        return bool(raw) and all(_is_numbers(item) for item in raw)
+    return isinstance(raw, int | float) and not isinstance(raw, bool)
+
+
+def _flat(raw: object) -> list[float]:
+    return [number for item in raw for number in _flat(item)] if isinstance(raw, list) else [float(raw)]

@@ -1,0 +1,216 @@
+"""Numbers, poses and intrinsics of a mapping, taken from one episode of a recording."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import yaml
+from scipy.spatial.transform import Rotation
+
+from data_utils.convert.kinematics import Chain
+from data_utils.convert.mapping import INTRINSICS_FORMS, POSE_FORMS, Column, Gripper, InFile, Intrinsics, Pose, Values
+from data_utils.errors import DataError
+from data_utils.h5io import VideoFrames
+
+
+class Recording(Protocol):
+    """One episode of a foreign format, as the mapping sees it."""
+
+    place: str  # file and episode, for messages
+    length: int  # T
+    index: int  # of the episode
+    columns: tuple[str, ...]  # every column there is
+    video_root: str | None  # folder that VideoFrames are relative to
+
+    def numbers(self, column: str) -> np.ndarray:
+        """(T, n) float64. Raises DataError where the column holds no numbers."""
+
+    def texts(self, column: str) -> list[str]:
+        """T texts. Raises DataError where the column holds none."""
+
+    def first(self, column: str) -> object:
+        """The plain value of the first frame."""
+
+    def frames(self, column: str, flip_rows: bool) -> Sequence[np.ndarray] | VideoFrames:
+        """Frames as ``CameraData`` takes them."""
+
+    def frame_size(self, column: str) -> tuple[int, int]:
+        """Width and height of the frames."""
+
+    def task(self) -> str:
+        """The episode's instruction. Raises DataError where the format has none."""
+
+    def of_episode(self, key: str) -> object:
+        """A value of the format's table of episodes."""
+
+
+class Evaluator:
+    """Evaluates a mapping's numbers for one episode.
+
+    Args:
+        recording: the episode.
+        calibration: folder of the files that the mapping names.
+        mapping: the mapping file, for messages and for paths relative to it.
+    """
+
+    def __init__(self, recording: Recording, calibration: Path, mapping: Path) -> None:
+        self._recording, self._calibration, self._mapping = recording, calibration, mapping
+        self._contents: dict[Path, object] = {}
+
+    def fault(self, what: str, rule: str) -> DataError:
+        return DataError(f"{self._recording.place}: {what}", rule)
+
+    def require(self, column: str, field: str) -> None:
+        """Raises DataError, listing the columns there are, where ``column`` is not one of them."""
+        if column not in self._recording.columns:
+            what = f"no column {column!r}, which {self._mapping} wants for {field}"
+            raise self.fault(f"{what}; there are {', '.join(self._recording.columns)}", "schema")
+
+    def numbers(self, values: Values, field: str) -> np.ndarray:
+        """(T, n) float64, or (1, n) where nothing differs by frame."""
+        pieces = [self._piece(piece, field) for piece in values.pieces]
+        rows = max(len(piece) for piece in pieces)
+        return np.concatenate([np.broadcast_to(piece, (rows, piece.shape[1])) for piece in pieces], axis=1)
+
+    def _piece(self, piece: Column | InFile | tuple[float, ...], field: str) -> np.ndarray:
+        if isinstance(piece, Column):
+            self.require(piece.name, field)
+            numbers = self._recording.numbers(piece.name)
+            if piece.stop is not None and piece.stop > numbers.shape[1]:
+                raise self.fault(
+                    f"{field}: column {piece.name!r} has {numbers.shape[1]} numbers, not {piece.stop}", "schema"
+                )
+            return numbers[:, piece.start : piece.stop]
+        if isinstance(piece, InFile):
+            return self._in_file(piece, field)
+        return np.array([piece])
+
+    def _in_file(self, piece: InFile, field: str) -> np.ndarray:
+        index = self._recording.index
+        try:
+            name = piece.file.format(episode_index=index, episode_chunk=index // 1000)
+        except (KeyError, IndexError, ValueError) as error:
+            what = f"{field}: file {piece.file!r} cannot be filled in ({error}); wanted {{episode_index}} and the like"
+            raise self.fault(what, "schema") from error
+        path = self._calibration / name
+        content = self._content(path)
+        try:
+            found = np.array(_walk(content, piece.key.split(".")), np.float64)
+        except (LookupError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{path}: has no numbers at {piece.key!r} ({error}), wanted for {field}", "schema"
+            ) from error
+        if "*" not in piece.key.split("."):
+            return found.reshape(1, -1)
+        if len(found) < self._recording.length:
+            what = f"{piece.key!r} has {len(found)} entries for {self._recording.length} frames, wanted for {field}"
+            raise DataError(f"{path}: {what}", "schema")
+        return found[: self._recording.length].reshape(self._recording.length, -1)
+
+    def _content(self, path: Path) -> object:
+        if path not in self._contents:
+            try:
+                text = path.read_text(encoding="utf-8")
+                self._contents[path] = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+            except FileNotFoundError as error:
+                raise DataError(f"{path}: no such calibration file; {self._mapping} names it", "file") from error
+            except (OSError, ValueError, yaml.YAMLError) as error:
+                raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})", "file") from error
+        return self._contents[path]
+
+    # -- what the numbers mean ------------------------------------------------------------------------------------
+
+    def pose(self, pose: Pose, field: str) -> np.ndarray:
+        """(T, 4, 4) float64, or (1, 4, 4) where it does not differ by frame."""
+        numbers = self.numbers(pose.values, field)
+        if not np.isfinite(numbers).all():
+            frame = int(np.argmin(np.isfinite(numbers).all(axis=1)))
+            raise self.fault(f"{field} at frame {frame} is not finite", "pose")
+        wanted = len(pose.joints) if pose.form == "joints" else POSE_FORMS[pose.form][0]
+        if numbers.shape[1] != wanted:
+            raise self.fault(f"{field} has {numbers.shape[1]} numbers; form {pose.form} takes {wanted}", "pose")
+        if pose.form == "xyz+quat":
+            norms = np.linalg.norm(numbers[:, 3:], axis=1)
+            if not (norms > 1e-6).all():
+                raise self.fault(f"{field} at frame {int(np.argmin(norms))} has a quaternion of length 0", "rotation")
+        if pose.form == "joints":
+            matrices = Chain(self._mapping.parent / pose.urdf, pose.base, pose.tip, pose.joints).poses(numbers)
+        else:
+            matrices = _matrices(pose, numbers)
+        return _inverse(matrices) if pose.inverse else matrices
+
+    def openness(self, gripper: Gripper, field: str) -> np.ndarray:
+        """(T,) float64 in [0, 1]."""
+        reading = self.numbers(gripper.values, field)
+        if reading.shape[1] != 1:
+            raise self.fault(f"{field} has {reading.shape[1]} numbers; a gripper's reading is one", "gripper")
+        if not np.isfinite(reading).all():
+            raise self.fault(f"{field} at frame {int(np.argmin(np.isfinite(reading[:, 0])))} is not finite", "gripper")
+        openness = ((reading[:, 0] - gripper.closed) / (gripper.open - gripper.closed)).clip(0, 1)
+        return np.broadcast_to(openness, (self._recording.length,))
+
+    def intrinsics(self, K: Intrinsics, frames: str, field: str) -> np.ndarray:
+        """(3, 3) or (T, 3, 3) float64, at the size of the frames in column ``frames``."""
+        numbers = self.numbers(K.values, field)
+        wanted = INTRINSICS_FORMS[K.form]
+        if numbers.shape[1] != wanted:
+            raise self.fault(f"{field} has {numbers.shape[1]} numbers; form {K.form} takes {wanted}", "intrinsics")
+        matrices = np.zeros((len(numbers), 3, 3))
+        matrices[:, 2, 2] = 1
+        if K.form == "matrix":
+            matrices[:] = numbers.reshape(-1, 3, 3)
+        elif K.form == "fovy":  # of a simulator: square pixels, centred
+            width, height = K.size if K.size is not None else self._recording.frame_size(frames)
+            focal = 0.5 * height / np.tan(np.radians(numbers[:, 0]) / 2)
+            matrices[:, 0, 0] = matrices[:, 1, 1] = focal
+            matrices[:, 0, 2], matrices[:, 1, 2] = width / 2, height / 2
+        else:
+            places = {"fx": (0, 0), "fy": (1, 1), "cx": (0, 2), "cy": (1, 2)}
+            for number, name in zip(numbers.T, K.form.split("+"), strict=True):
+                matrices[(slice(None), *places[name])] = number
+        if K.size is not None:
+            width, height = self._recording.frame_size(frames)
+            matrices[:, 0] *= width / K.size[0]
+            matrices[:, 1] *= height / K.size[1]
+        return matrices[0] if len(matrices) == 1 else matrices
+
+
+def _matrices(pose: Pose, numbers: np.ndarray) -> np.ndarray:
+    """(N, n) numbers to (N, 4, 4)."""
+    if pose.form == "matrix":
+        return numbers.reshape(-1, 4, 4)
+    matrices = np.tile(np.eye(4), (len(numbers), 1, 1))
+    matrices[:, :3, 3] = numbers[:, :3]
+    rest = numbers[:, 3:]
+    if pose.form == "xyz+matrix":
+        matrices[:, :3, :3] = rest.reshape(-1, 3, 3)
+    elif pose.form == "xyz+quat":
+        matrices[:, :3, :3] = Rotation.from_quat(rest[:, [1, 2, 3, 0]] if pose.order == "wxyz" else rest).as_matrix()
+    elif pose.form == "xyz+rotvec":
+        matrices[:, :3, :3] = Rotation.from_rotvec(rest).as_matrix()
+    else:
+        rotation = Rotation.from_euler(pose.axes, rest, degrees=pose.angles == "degrees")
+        matrices[:, :3, :3] = rotation.as_matrix()
+    return matrices
+
+
+def _inverse(matrices: np.ndarray) -> np.ndarray:
+    """Of rigid transforms (N, 4, 4)."""
+    inverse = np.tile(np.eye(4), (len(matrices), 1, 1))
+    inverse[:, :3, :3] = matrices[:, :3, :3].transpose(0, 2, 1)
+    inverse[:, :3, 3] = -(inverse[:, :3, :3] @ matrices[:, :3, 3, None])[..., 0]
+    return inverse
+
+
+def _walk(content: object, keys: Sequence[str]) -> object:
+    """The part of nested lists and dictionaries that ``keys`` leads to; "*" is every entry of a list."""
+    if not keys:
+        return content
+    key, rest = keys[0], keys[1:]
+    if key == "*":
+        return [_walk(item, rest) for item in content]
+    return _walk(content[int(key)] if isinstance(content, list) else content[key], rest)

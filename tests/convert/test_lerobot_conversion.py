@@ -1,0 +1,220 @@
+"""LeRobot datasets become episodes: the same from both layouts, whole or named as faulty."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from data_utils.convert.__main__ import main
+from data_utils.convert.lerobot import LerobotConverter, LerobotSettings
+from data_utils.convert.runner import run
+from data_utils.errors import DataError
+from data_utils.h5io import Episode
+from tests.convert import datasets
+
+MAPPING = {
+    "timestamp": "timestamp",
+    "prompts": [{"task": True}, {"column": "paraphrase"}],
+    "subtasks": "subtask",
+    "arms": [
+        {
+            "name": "arm",
+            "pose": {"form": "xyz+quat", "order": "xyzw", "values": "state[0:7]"},
+            "gripper": {"values": "state[7]", "closed": 0.8, "open": 0.2},
+        }
+    ],
+    "cameras": {
+        "front": {
+            "frames": "images.front",
+            "K": {"form": "fx+fy+cx+cy", "values": [40, 40, 32, 24]},
+            "axes": "opencv",
+            "world_from_cam": {"form": "xyz+rotvec", "values": [0, 0, 1, 3.14159, 0, 0]},
+        },
+        "hand": {
+            "frames": "images.hand",
+            "K": {"form": "fx+fy+cx+cy", "values": [80, 80, 64, 48], "size": [128, 96]},
+            "axes": "opengl",
+            "on_arm": "arm",
+            "ee_from_cam": {"form": "xyz+rotvec", "values": [0, 0, -0.1, 0, 0, 0]},
+        },
+    },
+}
+
+
+def content(count: int = 3, hand_is_image: bool = False) -> list[datasets.Episode]:
+    made = []
+    for index in range(count):
+        rng, T = np.random.default_rng(index), 6 + index
+        quaternion = rng.normal(size=(T, 4))
+        quaternion /= np.linalg.norm(quaternion, axis=1, keepdims=True)
+        state = np.concatenate([rng.normal(size=(T, 3)), quaternion, rng.uniform(0, 1, (T, 1))], axis=1)
+        columns = {
+            "state": state.astype(np.float32),
+            "paraphrase": [f"shove it, {index}"] * T,
+            "subtask": ["reach"] * 3 + ["push"] * (T - 3),
+        }
+        hand = {"images.hand": datasets.frames(T, seed=100 + index)}
+        videos = {"images.front": datasets.frames(T, seed=index)} | ({} if hand_is_image else hand)
+        task = f"push cup {index % 2}"
+        made.append(datasets.Episode(columns, videos, hand if hand_is_image else {}, task))
+    return made
+
+
+def mapping_file(tmp_path: Path, **changes) -> Path:
+    path = tmp_path / "mapping.yaml"
+    path.write_text(yaml.safe_dump(MAPPING | changes))
+    return path
+
+
+def convert(src: Path, out: Path, mapping: Path, **settings):
+    converter = LerobotConverter(LerobotSettings(src, str(mapping), **settings))
+    return run(converter, out, 1, {}, converter.copy_videos)
+
+
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    with Episode(path) as episode:
+        out = {"ee": episode.world_from_ee, "gripper": episode.gripper, "time": episode.timestamps}
+        for camera in episode.cameras:
+            for t in range(len(episode)):
+                out[f"{camera} {t}"] = episode.rgb(camera, t)
+                out[f"{camera} pose {t}"] = episode.world_from_cam(camera, t)
+                out[f"{camera} K {t}"] = episode.K(camera, t)
+        out["texts"] = np.array([*episode.prompts, *(text for _, text in episode.subtasks)])
+        return out
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory) -> dict[str, Path]:
+    """The same three episodes in both layouts."""
+    folder = tmp_path_factory.mktemp("lerobot")
+    return {
+        "v2.1": datasets.write_v21(folder / "v21", content()),
+        "v3.0": datasets.write_v30(folder / "v30", content()),
+    }
+
+
+@pytest.fixture(scope="module")
+def converted(sources, tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("converted")
+    for version, source in sources.items():
+        summary = convert(source, folder / version, mapping_file(folder))
+        assert (summary.converted, summary.failed, summary.skipped) == (3, [], {})
+    return {version: folder / version for version in sources}
+
+
+def test_both_layouts_give_the_same_episodes(converted):
+    for index, episode in enumerate(content()):
+        one, other = (arrays(converted[version] / f"chunk-000/episode_{index:06d}.h5") for version in converted)
+        assert one.keys() == other.keys() and len(one["time"]) == episode.length
+        for key, value in one.items():
+            near = key.startswith(("front ", "hand ")) and value.ndim == 3  # encoded twice
+            equal = np.abs(value.astype(int) - other[key]).max() <= 3 if near else (value == other[key]).all()
+            assert equal, key
+
+
+def test_episodes_hold_what_was_recorded(converted):
+    episode = content()[1]
+    with Episode(converted["v3.0"] / "chunk-000/episode_000001.h5") as read:
+        state = episode.columns["state"]
+        np.testing.assert_array_equal(read.world_from_ee[:, 0, :3, 3], state[:, :3])
+        np.testing.assert_allclose(read.gripper[:, 0], ((0.8 - state[:, 7]) / 0.6).clip(0, 1), atol=1e-6)
+        assert read.prompts == ["push cup 1", "shove it, 1"]
+        assert read.subtasks == [(0, "reach"), (3, "push")]
+        np.testing.assert_allclose(read.timestamps, np.arange(7) / 10, atol=1e-6)
+        for t in range(7):  # 9 frames of episode 0 come before it in the same video
+            for name, key in (("front", "images.front"), ("hand", "images.hand")):
+                assert np.abs(read.rgb(name, t).astype(int) - episode.videos[key][t]).max() <= 3
+        np.testing.assert_allclose(read.K("hand", 0), [[40, 0, 32], [0, 40, 24], [0, 0, 1]])
+        # An OpenGL camera looks along -z; ours look along +z.
+        np.testing.assert_allclose(
+            read.world_from_cam("hand", 2)[:3, :3], read.world_from_ee[2, 0, :3, :3] @ np.diag([1, -1, -1]), atol=1e-6
+        )
+        assert read.attributes["source_episode"] == 1
+
+
+def test_copied_videos_stand_alone(sources, tmp_path):
+    source = shutil.copytree(sources["v3.0"], tmp_path / "source")
+    convert(source, tmp_path / "out", mapping_file(tmp_path), videos="copy")
+    shutil.rmtree(source)
+    moved = (tmp_path / "out").rename(tmp_path / "moved")
+    with Episode(moved / "chunk-000/episode_000002.h5") as episode:
+        assert np.abs(episode.rgb("front", 7).astype(int) - content()[2].videos["images.front"][7]).max() <= 3
+
+
+def test_image_columns_are_read_as_they_are(tmp_path):
+    source = datasets.write_v21(tmp_path / "src", content(1, hand_is_image=True))
+    convert(source, tmp_path / "out", mapping_file(tmp_path))
+    with Episode(tmp_path / "out/chunk-000/episode_000000.h5") as episode:
+        assert np.abs(episode.rgb("hand", 3).astype(int) - content(1)[0].videos["images.hand"][3]).max() <= 3
+
+
+def test_damaged_files_are_reported_and_the_rest_is_converted(sources, tmp_path):
+    source = shutil.copytree(sources["v2.1"], tmp_path / "src")
+    episodes = content(3) + content(2)
+    shutil.rmtree(source)
+    datasets.write_v21(source, episodes)
+    parquet = source / "data/chunk-000/episode_000000.parquet"
+    parquet.write_bytes(parquet.read_bytes()[:-200])
+    (source / "videos/chunk-000/images.front/episode_000001.mp4").unlink()
+    datasets.write_video(source / "videos/chunk-000/images.hand/episode_000002.mp4", datasets.frames(4))
+    video = source / "videos/chunk-000/images.front/episode_000003.mp4"
+    video.write_bytes(video.read_bytes()[:-300])
+    summary = convert(source, tmp_path / "out", mapping_file(tmp_path))
+    assert summary.converted == 1
+    failures = {failure.episode[-1]: failure for failure in summary.failed}
+    assert {name: failure.rule for name, failure in failures.items()} == {
+        "0": "file",
+        "1": "video",
+        "2": "video",
+        "3": "video",
+    }
+    assert "episode_000000.parquet" in failures["0"].message
+    assert "no frame near 0.4" in failures["2"].message
+
+
+def test_episodes_that_the_mapping_leaves_out_are_skipped(tmp_path):
+    source = datasets.write_v21(tmp_path / "src", content(2))
+    mapping = mapping_file(tmp_path, keep=[{"column": "paraphrase", "equals": "shove it, 1"}])
+    summary = convert(source, tmp_path / "out", mapping)
+    assert summary.converted == 1
+    assert list(summary.skipped.values()) == ["paraphrase is not 'shove it, 1'"]
+
+
+def test_a_column_that_is_not_there_is_named_beside_those_that_are(sources, tmp_path):
+    mapping = mapping_file(tmp_path, subtasks="annotation.subtask")
+    summary = convert(sources["v2.1"], tmp_path / "out", mapping)
+    message = summary.failed[0].message
+    assert "no column 'annotation.subtask'" in message and "mapping.yaml wants for subtasks" in message
+    assert "state, paraphrase, subtask, timestamp" in message and "\n" not in message
+
+
+def test_other_versions_are_refused_in_one_line(tmp_path, capsys):
+    source = datasets.write_v21(tmp_path / "src", content(1))
+    info = source / "meta/info.json"
+    info.write_text(info.read_text().replace("v2.1", "v1.6"))
+    mapping = mapping_file(tmp_path)
+    assert main(["lerobot", "--src", str(source), "--mapping", str(mapping), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "codebase_version is v1.6; this reads v2.0, v2.1, v3.0" in said and said.count("\n") == 1
+
+
+def test_another_mapping_of_the_same_name_is_another_setting(sources, tmp_path, capsys):
+    command = ["lerobot", "--src", str(sources["v2.1"]), "--out", str(tmp_path / "out"), "--workers", "1"]
+    command += ["--mapping", str(mapping_file(tmp_path))]
+    assert main(command) == 0
+    assert main(command) == 0
+    mapping_file(tmp_path, time_step=0.1, timestamp=None)
+    assert main(command) == 2
+    assert "was begun with other settings (mapping was" in capsys.readouterr().err
+
+
+def test_a_converter_without_its_table_of_tasks_fails_by_name(sources, tmp_path):
+    source = shutil.copytree(sources["v2.1"], tmp_path / "src")
+    (source / "meta/tasks.jsonl").write_text("")
+    converter = LerobotConverter(LerobotSettings(source, str(mapping_file(tmp_path))))
+    with pytest.raises(DataError, match="task 0 is not in the dataset's table of tasks"):
+        converter.convert(converter.jobs()[0])
