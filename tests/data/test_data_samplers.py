@@ -1,7 +1,6 @@
 """Samplers and the loader: shares, disjoint ranks, resumption, the same samples whatever the workers."""
 
 import collections
-import logging
 import tracemalloc
 
 import numpy as np
@@ -12,8 +11,7 @@ from hypothesis import strategies as st
 
 from data_utils import samplers
 from data_utils.dataset_base import H5DatasetMapBase
-from data_utils.errors import DataError
-from data_utils.loader import Mixture, build_loader
+from data_utils.loader import build_loader
 from data_utils.samplers import DistributedMultiplexSampler, DistributedWeightedSampler, SampleKey
 from data_utils.types import Batch
 from tests.data.episodes import config, tokenize, write_episode
@@ -203,7 +201,7 @@ def test_loading_leaves_torchs_global_generator_alone(datasets):
 def test_spawned_workers_give_the_same_batches(datasets):
     whole = fingerprint(loader_of(datasets, workers=0)[0])
     loader, _ = loader_of(datasets, workers=1)
-    loader.multiprocessing_context = "spawn"
+    loader.options["multiprocessing_context"] = "spawn"
     assert fingerprint(loader) == whole
 
 
@@ -218,26 +216,12 @@ def test_items_of_different_workers_differ_and_repeat_with_the_seed(datasets):
     assert first[0::2] != first[1::2]
 
 
-def test_a_damaged_episode_is_named_counted_and_replaced(tmp_path, caplog):
-    paths = [write_episode(tmp_path / f"{i}.h5", frames=4) for i in range(3)]
-    dataset = H5DatasetMapBase(paths, config())
-    paths[1].write_bytes(b"not an episode any more")
-    mixture = Mixture([dataset], seed=0, max_unreadable=3)
-    with caplog.at_level(logging.WARNING):
-        sample = mixture[SampleKey(0, 1, 0)]
-    assert "1.h5" not in sample.source and mixture.unreadable >= 1 and "1.h5" in caplog.text
-    assert mixture[SampleKey(0, 1, 0)].source == sample.source
-    with pytest.raises(DataError, match=r"1\.h5"):
-        for draw in range(10):
-            mixture[SampleKey(0, 1, draw)]
-
-
-def test_workers_report_damage_to_the_main_process(tmp_path):
-    paths = [write_episode(tmp_path / f"{i}.h5", frames=4) for i in range(3)]
-    dataset = H5DatasetMapBase(paths, config())
-    paths[1].write_bytes(b"not an episode any more")
-    loader, _ = loader_of([dataset], workers=2, weights=None)
-    assert len(list(loader)) == 3 and loader.dataset.unreadable >= 4
+def test_by_frame_an_epoch_of_batches_holds_every_frame(datasets):
+    loader, _ = loader_of(datasets, workers=0, weights=None, multiplex=1, batch_size=7, sample_by="frame")
+    sources = [source for batch in loader for source in batch.source]
+    assert len(sources) == len(set(sources)) == 42
+    with pytest.raises(ValueError, match="sample_by.*episode, frame"):
+        loader_of(datasets, workers=0, sample_by="video")
 
 
 def test_an_epoch_shorter_than_a_batch_is_refused(datasets):
