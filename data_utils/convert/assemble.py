@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import numpy as np
 from data_utils.convert.mapping import Arm, Camera, Desired, Keep, Mapping
 from data_utils.convert.runner import Skipped
 from data_utils.convert.values import Evaluator, Recording
-from data_utils.h5io import CameraData, EpisodeData
+from data_utils.h5io import CameraData, EpisodeData, VideoFrames
 
 CV_FROM_GL = np.diag([1.0, -1.0, -1.0, 1.0])  # OpenGL cameras look along -z with y up
 
@@ -35,7 +37,7 @@ def assemble(
     arms = [_Arm(arm, index, evaluate, recording.length) for index, arm in enumerate(mapping.arms)]
     by_name = {arm.name: pose.world_from_ee for arm, pose in zip(mapping.arms, arms, strict=True)}
     desired = mapping.arms[0].desired is not None
-    return EpisodeData(
+    episode = EpisodeData(
         timestamp=_times(mapping, recording, evaluate),
         world_from_ee=np.stack([arm.world_from_ee for arm in arms], axis=1),
         gripper=np.stack([arm.gripper for arm in arms], axis=1),
@@ -51,6 +53,64 @@ def assemble(
         video_root=recording.video_root,
         attributes=attributes,
     )
+    step = _step(mapping, recording, evaluate)
+    return episode if step == 1 else _thinned(episode, step)
+
+
+def _step(mapping: Mapping, recording: Recording, evaluate: Evaluator) -> int:
+    """Every how many frames one is kept."""
+    if mapping.rate is None:
+        return 1
+    fps = recording.fps if recording.fps is not None else 1 / mapping.time_step
+    step = round(fps / mapping.rate)
+    if step < 1 or abs(fps / step - mapping.rate) > 0.01 * mapping.rate:
+        raise evaluate.fault(f"is recorded at {fps:g} frames a second, which cannot become {mapping.rate:g}", "time")
+    return step
+
+
+def _thinned(episode: EpisodeData, step: int) -> EpisodeData:
+    """Every ``step``-th frame; sub-tasks begin at the first frame kept of theirs."""
+    T, kept = len(episode.timestamp), slice(None, None, step)
+
+    def thin(values: np.ndarray | None) -> np.ndarray | None:
+        return None if values is None else values[kept]
+
+    def thin_camera(camera: CameraData) -> CameraData:
+        frames = camera.frames
+        if isinstance(frames, VideoFrames):
+            frames = VideoFrames(frames.path, frames.times[kept])
+        else:
+            frames = _EveryNth(frames, step)
+        pose = camera.world_from_cam[kept] if camera.world_from_cam.ndim == 3 else camera.world_from_cam
+        return CameraData(pose, camera.K[kept] if camera.K.ndim == 3 else camera.K, frames)
+
+    starts: dict[int, str] = {}  # of sub-tasks that begin between the same two frames, the last counts
+    for start, text in episode.subtasks:
+        if -(-start // step) * step < T:
+            starts[-(-start // step)] = text
+    return dataclasses.replace(
+        episode,
+        timestamp=episode.timestamp[kept],
+        world_from_ee=episode.world_from_ee[kept],
+        gripper=episode.gripper[kept],
+        cameras={name: thin_camera(camera) for name, camera in episode.cameras.items()},
+        world_from_ee_desired=thin(episode.world_from_ee_desired),
+        gripper_desired=thin(episode.gripper_desired),
+        subtasks=list(starts.items()),
+    )
+
+
+class _EveryNth(Sequence):
+    """Every ``step``-th of frames that are decoded when asked for."""
+
+    def __init__(self, frames: Sequence[np.ndarray], step: int) -> None:
+        self._frames, self._indices = frames, range(0, len(frames), step)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self._frames[self._indices[index]]
 
 
 def _check_kept(rule: Keep, recording: Recording, evaluate: Evaluator) -> None:

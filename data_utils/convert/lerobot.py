@@ -90,7 +90,7 @@ class _Episode:
         self._layout, self._episode, self._tasks = layout, place, tasks
         self._path = layout.root / place.data
         self.place, self.length, self.index = f"{self._path} episode {place.index}", place.length, place.index
-        self.video_root = str(layout.root)
+        self.video_root, self.fps = str(layout.root), layout.fps
         try:
             self._file = _open_parquet(self._path)
             self._names = tuple(self._file.schema_arrow.names)

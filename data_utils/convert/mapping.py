@@ -224,13 +224,14 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Mapping:
-    """What a recording's columns mean."""
+    """What a recording's columns mean; of a faster recording only ``rate`` frames a second are kept."""
 
     arms: tuple[Arm, ...]
     cameras: dict[str, Camera]
     prompts: tuple[Prompt, ...]
     timestamp: str | None = None
     time_step: float | None = None
+    rate: float | None = None
     subtasks: str | None = None
     ee_indices: tuple[int, ...] | None = None
     keep: tuple[Keep, ...] = ()

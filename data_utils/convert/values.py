@@ -25,6 +25,7 @@ class Recording(Protocol):
     index: int  # of the episode
     columns: tuple[str, ...]  # every column there is
     video_root: str | None  # folder that VideoFrames are relative to
+    fps: float | None  # frames per second, where the format states them
 
     def numbers(self, column: str) -> np.ndarray:
         """(T, n) float64. Raises DataError where the column holds no numbers."""

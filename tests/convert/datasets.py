@@ -24,6 +24,7 @@ class Episode:
     videos: dict[str, np.ndarray] = field(default_factory=dict)
     images: dict[str, np.ndarray] = field(default_factory=dict)
     task: str = "push the cup"
+    fps: int = FPS
 
     @property
     def length(self) -> int:
@@ -60,7 +61,7 @@ def write_v21(root: Path, episodes: list[Episode]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, path)
         for key, images in episode.videos.items():
-            write_video(root / video.format(episode_chunk=0, video_key=key, episode_index=index), images)
+            write_video(root / video.format(episode_chunk=0, video_key=key, episode_index=index), images, episode.fps)
         rows.append({"episode_index": index, "tasks": [episode.task], "length": episode.length})
         first += episode.length
     _write_lines(root / "meta/episodes.jsonl", rows)
@@ -86,8 +87,8 @@ def write_v30(root: Path, episodes: list[Episode], per_file: int = 2, extra: lis
             row |= {"dataset_from_index": first, "dataset_to_index": first + episode.length}
             for key in episode.videos:
                 row |= {f"videos/{key}/{name}": value for name, value in place.items()}
-                row |= {f"videos/{key}/from_timestamp": begin / FPS}
-                row |= {f"videos/{key}/to_timestamp": (begin + episode.length) / FPS}
+                row |= {f"videos/{key}/from_timestamp": begin / episode.fps}
+                row |= {f"videos/{key}/to_timestamp": (begin + episode.length) / episode.fps}
             rows.append(row | (extra[index] if extra else {}))
             first += episode.length
             begin += episode.length
@@ -96,7 +97,7 @@ def write_v30(root: Path, episodes: list[Episode], per_file: int = 2, extra: lis
         pq.write_table(pa.concat_tables(tables), path, row_group_size=7)
         for key in group[0].videos:
             images = np.concatenate([episode.videos[key] for episode in group])
-            write_video(root / video.format(video_key=key, **place), images)
+            write_video(root / video.format(video_key=key, **place), images, group[0].fps)
     path = root / "meta/episodes/chunk-000/file-000.parquet"
     path.parent.mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(rows), path)
@@ -115,7 +116,7 @@ def _write_info(root: Path, version: str, episode: Episode, data: str, video: st
     for kind, cameras in (("video", episode.videos), ("image", episode.images)):
         for key, images in cameras.items():
             features[key] = {"dtype": kind, "shape": list(images.shape[1:]), "names": ["height", "width", "channels"]}
-    info = {"codebase_version": version, "fps": FPS, "chunks_size": 1000, "features": features}
+    info = {"codebase_version": version, "fps": episode.fps, "chunks_size": 1000, "features": features}
     info |= {"data_path": data, "video_path": video if episode.videos else None}
     (root / "meta").mkdir(parents=True)
     (root / "meta/info.json").write_text(json.dumps(info))
@@ -127,7 +128,7 @@ def _table(episode: Episode, index: int, first: int, task: int) -> pa.Table:
     for key, images in episode.images.items():
         arrays[key] = pa.array([{"bytes": _png(image), "path": f"frame_{t:06d}.png"} for t, image in enumerate(images)])
     arrays |= {
-        "timestamp": pa.array((np.arange(T) / FPS).astype(np.float32)),
+        "timestamp": pa.array((np.arange(T) / episode.fps).astype(np.float32)),
         "frame_index": pa.array(np.arange(T)),
         "episode_index": pa.array(np.full(T, index)),
         "index": pa.array(np.arange(first, first + T)),

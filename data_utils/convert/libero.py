@@ -1,0 +1,274 @@
+"""LIBERO's demonstrations: robomimic-style HDF5 without camera poses, so that every one is replayed in the simulator.
+
+Files hold ``data/demo_i/{actions, states}`` and the attributes ``bddl_file_name``, ``problem_info`` (of ``data``) and
+``model_file`` (of a demonstration). What is written is what the replay shows; a time unit is one control step.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import h5py
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from data_utils.convert.runner import Job, Skipped
+from data_utils.errors import DataError
+from data_utils.h5io import CameraData, EpisodeData
+from examples.control import MAX_ROTATION, MAX_TRANSLATION
+from examples.errors import SimulatorError
+from examples.libero import environment
+from examples.libero.tasks import LiberoTask, find_task
+
+if TYPE_CHECKING:
+    from examples.libero.simulator import LiberoEnv
+
+NOOP = 1e-4  # of an action's six numbers for the arm: below it, the arm is told to stay
+STATE_ATTR, FIXTURES_ATTR, TASK_ATTR = "libero_initial_state", "libero_fixtures", "libero_task"
+
+
+@dataclass(frozen=True)
+class LiberoSettings:
+    src: tuple[Path, ...]
+    """LIBERO's HDF5 files, or folders of them."""
+    image_size: int = 256
+    """Height and width of the images, in pixels."""
+    keep_noops: bool = False
+    """Keep the steps at which nothing was commanded."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A demonstration as it was recorded."""
+
+    source: str  # file and name, for people
+    task: LiberoTask
+    prompts: list[str]
+    actions: np.ndarray  # (N, 7) in [-1, 1]
+    initial_state: np.ndarray  # (D,) MuJoCo state that the first action starts from
+    model_xml: str
+
+
+class LiberoConverter:
+    """Episodes ``<suite>/<task>/demo_0000``: one for every demonstration whose replay ends in success."""
+
+    def __init__(self, settings: LiberoSettings) -> None:
+        if not 16 <= settings.image_size <= 2048:
+            raise DataError(f"--image-size is {settings.image_size}; wanted 16 to 2048 pixels", "image")
+        self.settings = settings
+        self._env: LiberoEnv | None = None  # of the task of the last episode; building one takes seconds
+
+    def described(self) -> dict:
+        """What the episodes depend on: the settings and the simulator's versions.
+
+        These are LIBERO's interpreter's to say, so the command goes on there from here on.
+        """
+        try:
+            environment.enter_libero("data_utils.convert")
+            environment.check_assets()
+        except SimulatorError as error:
+            raise DataError(str(error), "location") from error
+        settings = self.settings
+        return {
+            "src": [str(path.resolve()) for path in settings.src],
+            "image_size": settings.image_size,
+            "keep_noops": settings.keep_noops,
+            "simulator": environment.versions(),
+        }
+
+    def jobs(self) -> list[Job]:
+        return [
+            Job(f"{_suite(path)}/{path.stem.removesuffix('_demo')}/demo_{int(demo[5:]):04d}", (str(path), demo))
+            for path in _files(self.settings.src)
+            for demo in _demo_names(path)
+        ]
+
+    def convert(self, job: Job) -> EpisodeData:
+        path, name = job.key
+        try:
+            demo = read_demo(Path(path), name)
+            kept = np.arange(len(demo.actions)) if self.settings.keep_noops else kept_steps(demo.actions)
+            if len(kept) < 2:
+                raise Skipped("fewer than 2 steps command anything")
+            return self._replay(demo, kept)
+        except SimulatorError as error:
+            raise DataError(f"{path}: {name}: {error}", "location") from error
+
+    def _replay(self, demo: Demo, kept: np.ndarray) -> EpisodeData:
+        env = self._environment(demo.task)
+        env.reset()
+        env.set_fixtures(env.fixtures_of(demo.model_xml))
+        try:
+            env.set_state(demo.initial_state)
+        except ValueError as error:
+            raise DataError(f"{demo.source}: states: {error}; it was recorded in another scene", "schema") from error
+        recording = Recording(env)
+        for action in demo.actions[kept]:
+            recording.add(action)
+            env.step(action)
+        if not env.success():
+            raise Skipped("the replay does not end in success")
+        attributes = {
+            "source": demo.source,
+            "source_format": "libero",
+            TASK_ATTR: f"{demo.task.suite}/{demo.task.name}",
+            STATE_ATTR: json.dumps(demo.initial_state.tolist()),  # texts of floats are exact
+            FIXTURES_ATTR: json.dumps({name: pose.tolist() for name, pose in recording.fixtures.items()}),
+            "libero_steps_dropped": len(demo.actions) - len(kept),
+            "libero_versions": ", ".join(f"{name} {version}" for name, version in environment.versions().items()),
+        }
+        return recording.episode(demo.prompts, attributes)
+
+    def _environment(self, task: LiberoTask) -> "LiberoEnv":
+        if self._env is None or self._env.task != task:
+            if self._env is not None:
+                self._env.close()
+                self._env = None
+            try:
+                simulator = environment.import_simulator()
+            except ImportError as error:
+                raise SimulatorError(str(error)) from error
+            self._env = simulator.LiberoEnv(task, self.settings.image_size)
+        return self._env
+
+
+class Recording:
+    """What an environment shows, step by step, each before its action is executed."""
+
+    def __init__(self, env: "LiberoEnv") -> None:
+        from examples.libero.simulator import CAMERAS  # loaded already, since there is an environment
+
+        self.env = env
+        self.fixtures = env.fixtures
+        self.ee: list[np.ndarray] = []
+        self.gripper: list[float] = []
+        self.ee_desired: list[np.ndarray] = []
+        self.gripper_desired: list[float] = []
+        self.frames = {camera: [] for camera in CAMERAS}
+        self.poses = {camera: [] for camera in CAMERAS}
+
+    def add(self, action: np.ndarray) -> None:
+        """``action`` (7,) is about to be executed."""
+        world_from_ee = self.env.world_from_ee
+        target, openness = set_point(world_from_ee, action)
+        self.ee.append(world_from_ee)
+        self.gripper.append(self.env.openness)
+        self.ee_desired.append(target)
+        self.gripper_desired.append(openness)
+        for camera in self.frames:
+            self.frames[camera].append(self.env.rgb(camera))
+            self.poses[camera].append(self.env.world_from_cam(camera))
+
+    def episode(self, prompts: list[str], attributes: dict) -> EpisodeData:
+        cameras = {
+            camera: CameraData(_still(self.poses[camera]), self.env.intrinsics(camera), frames)
+            for camera, frames in self.frames.items()
+        }
+        return EpisodeData(
+            timestamp=np.arange(len(self.ee), dtype=np.float64),
+            world_from_ee=np.stack(self.ee)[:, None],  # (T, 1, 4, 4)
+            gripper=np.array(self.gripper)[:, None],
+            prompts=prompts,
+            cameras=cameras,
+            world_from_ee_desired=np.stack(self.ee_desired)[:, None],
+            gripper_desired=np.array(self.gripper_desired)[:, None],
+            attributes=attributes,
+        )
+
+
+def kept_steps(actions: np.ndarray) -> np.ndarray:
+    """Numbers (K,) of the steps of ``actions`` (N, 7) that command something: a motion, or another gripper command
+    than the kept step before."""
+    kept: list[int] = []
+    for step, action in enumerate(actions):
+        moves = np.abs(action[:6]).max() >= NOOP
+        if moves or (kept and np.sign(action[6]) != np.sign(actions[kept[-1], 6])):
+            kept.append(step)
+    return np.array(kept, np.int64)
+
+
+def set_point(world_from_ee: np.ndarray, action: np.ndarray) -> tuple[np.ndarray, float]:
+    """The pose (4, 4) and openness that an OSC_POSE ``action`` (7,) tells a gripper at ``world_from_ee`` to take."""
+    offset = np.clip(action[:6], -1.0, 1.0)
+    target = np.eye(4)
+    target[:3, :3] = Rotation.from_rotvec(MAX_ROTATION * offset[3:]).as_matrix() @ world_from_ee[:3, :3]
+    target[:3, 3] = world_from_ee[:3, 3] + MAX_TRANSLATION * offset[:3]
+    return target, 0.0 if action[6] > 0 else 1.0
+
+
+def read_demo(path: Path, name: str) -> Demo:
+    """One demonstration. Raises DataError for what the file lacks, ``SimulatorError`` for a task not installed."""
+    try:
+        with h5py.File(path, "r") as file:
+            data = file["data"]
+            demo = data[name]
+            actions, states = demo["actions"][()], demo["states"][()]
+            bddl, problem = _text(data, "bddl_file_name"), json.loads(_text(data, "problem_info"))
+            model_xml = _text(demo, "model_file")
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{path}: cannot be read ({_one_line(error)}); fetch it again", "file") from error
+    except (KeyError, ValueError) as error:
+        what = f"{name}: is not a demonstration of LIBERO ({_one_line(error)}); wanted its own HDF5 files"
+        raise DataError(f"{path}: {what}", "schema") from error
+    if actions.ndim != 2 or actions.shape[1:] != (7,) or not np.isfinite(actions).all():
+        raise DataError(f"{path}: {name}/actions has shape {actions.shape}; wanted finite numbers (N, 7)", "schema")
+    if states.ndim != 2 or not len(states) or not np.isfinite(states).all():
+        raise DataError(f"{path}: {name}/states has shape {states.shape}; wanted finite numbers (N, D)", "schema")
+    task = find_task(bddl)
+    prompts = list(dict.fromkeys([_language(problem) or task.language, task.language]))
+    return Demo(f"{path.name}:{name}", task, prompts, actions.astype(np.float64), states[0], model_xml)
+
+
+def _files(sources: tuple[Path, ...]) -> list[Path]:
+    files = []
+    for source in sources:
+        found = sorted(source.rglob("*.hdf5")) if source.is_dir() else [source] if source.is_file() else []
+        if not found:
+            raise DataError(f"{source}: no such HDF5 file, nor a folder with any; check --src", "location")
+        files += [path.resolve() for path in found]
+    return list(dict.fromkeys(files))
+
+
+def _demo_names(path: Path) -> list[str]:
+    try:
+        with h5py.File(path, "r") as file:
+            names = [name for name in file["data"] if re.fullmatch(r"demo_\d+", name)]
+    except (OSError, RuntimeError, KeyError) as error:
+        what = f"is not one of LIBERO's HDF5 files ({_one_line(error)}); name others, or fetch it again"
+        raise DataError(f"{path}: {what}", "file") from error
+    return sorted(names, key=lambda name: int(name[5:]))
+
+
+def _suite(path: Path) -> str:
+    """The suite a file belongs to: its goal file's folder, whatever machine that was on."""
+    with h5py.File(path, "r") as file:
+        bddl = _text(file["data"], "bddl_file_name")
+    folder = re.split(r"[\\/]", bddl)[-2:-1]
+    return folder[0] if folder else path.parent.name
+
+
+def _language(problem: dict) -> str:
+    """The instruction in ``problem_info``; some releases hold a list of words, some quote it."""
+    language = problem.get("language_instruction", "")
+    text = language if isinstance(language, str) else " ".join(language)
+    return text.strip().strip('"').strip()
+
+
+def _text(item: h5py.Group, key: str) -> str:
+    value = item.attrs[key]
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _still(poses: list[np.ndarray]) -> np.ndarray:
+    """(T, 4, 4), or (4, 4) where the camera stands still."""
+    stacked = np.stack(poses)
+    return stacked[0] if (stacked == stacked[0]).all() else stacked
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
