@@ -20,8 +20,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-DEPTHS = ("header", "frames")
-FILES_PER_PROCESS = 32  # a further process is worth its start, half a second, from so many files on
+# A further process is worth its start, half a second, from so many files on.
+FILES_PER_PROCESS = {"header": 32, "frames": 4, "sampled": 8, "deep": 2}
+DEPTHS = tuple(FILES_PER_PROCESS)
 MEMORY_LIMIT = 16 << 30  # damaged sizes must not take the machine's memory
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -32,13 +33,18 @@ class Request:
 
     Args:
         path: the episode file.
-        depth: "header": what opening checks, and every small array; "frames": every frame and mask too.
+        depth: "header": what opening checks, and every small array; "frames": every frame and mask too. Both stop at
+            the first fault of each camera. "deep": all faults (``data_utils.validate``), what is unusual, and what the
+            file holds; "sampled": the same, decoding few frames.
         video_root: folder of the videos; None: what the file says.
+        cameras, ee_indices: what a dataset class wants of the file; (): nothing. Of "deep" and "sampled".
     """
 
     path: str
     depth: str = "header"
     video_root: str | None = None
+    cameras: tuple[str, ...] = ()
+    ee_indices: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.depth not in DEPTHS:
@@ -55,6 +61,9 @@ class Report:
         cameras: every camera the file has, the faulty ones too.
         rule, message: the fault that makes the whole file unusable; "" where there is none.
         camera_faults: camera -> (rule, message) of cameras that cannot be used in a file that can.
+        faults, warnings: (rule, message) of all that is wrong and all that is unusual, without the file's name. Of
+            "deep" and "sampled", as is
+        contents: ``data_utils.inspection.contents.Contents`` as a dictionary; {} where the file cannot be read so far.
     """
 
     length: int = 0
@@ -64,6 +73,9 @@ class Report:
     rule: str = ""
     message: str = ""
     camera_faults: dict[str, tuple[str, str]] = field(default_factory=dict)
+    faults: tuple[tuple[str, str], ...] = ()
+    warnings: tuple[tuple[str, str], ...] = ()
+    contents: dict = field(default_factory=dict)
 
 
 class FileChecker:
@@ -86,7 +98,8 @@ class FileChecker:
     def check(self, requests: Sequence[Request], done: Callable[[], object] | None = None) -> list[Report]:
         """Reports in the order of the requests; ``done`` is called after each file, from several threads."""
         with self._lock:
-            wanted = min(self.workers, 1 + (len(requests) - 1) // FILES_PER_PROCESS) if requests else 0
+            share = min((FILES_PER_PROCESS[request.depth] for request in requests), default=1)
+            wanted = min(self.workers, 1 + (len(requests) - 1) // share) if requests else 0
             while len(self._children) < wanted:
                 self._children.append(_Child(self.timeout))
             reports: list[Report | None] = [None] * len(requests)
@@ -185,6 +198,8 @@ class _Child:
                 continue
             answer["cameras"] = tuple(answer["cameras"])
             answer["camera_faults"] = {name: tuple(fault) for name, fault in answer["camera_faults"].items()}
+            for name in ("faults", "warnings"):
+                answer[name] = tuple(tuple(item) for item in answer[name])
             return Report(**answer)
         raise AssertionError("unreachable: the second attempt returns")
 
@@ -242,6 +257,9 @@ def inspect_file(request: Request, at: Callable[[str], None]) -> Report:
     from data_utils.errors import DataError
     from data_utils.h5io import Episode
 
+    if request.depth in ("deep", "sampled"):
+        return _examine_file(request, at)
+
     def read(cameras: Sequence[str] | None) -> Report:
         with Episode(request.path, cameras, request.video_root) as episode:
             _read_small_arrays(episode)
@@ -271,6 +289,41 @@ def inspect_file(request: Request, at: Callable[[str], None]) -> Report:
     if not camera_faults:  # what is wrong is in none of the parts
         return Report(rule=fault.rule, message=str(fault))
     return Report(whole.length, whole.num_ee, whole.prompt, tuple(names), camera_faults=camera_faults)
+
+
+def _examine_file(request: Request, at: Callable[[str], None]) -> Report:
+    from data_utils.errors import DataError
+    from data_utils.inspection.contents import read_contents
+    from data_utils.inspection.unusual import find_warnings
+    from data_utils.validate import find_faults
+    from data_utils.video import VideoCache
+
+    path, root, videos = request.path, request.video_root, VideoCache("pyav", max_open=2)
+    wanted = request.ee_indices or None
+    faults = find_faults(path, request.cameras, root, videos, request.depth == "deep", wanted, at)
+    at("contents")
+    try:
+        contents = read_contents(path, videos, root)
+    except DataError as error:
+        if not faults:
+            raise AssertionError(f"{path} passed every check, yet cannot be read: {error}") from error
+        return Report(faults=_pairs(faults))
+    at("warnings")
+    warnings = [] if faults else find_warnings(path, videos, root)
+    videos.close()
+    return Report(
+        length=contents.frames,
+        num_ee=contents.num_ee,
+        prompt=contents.prompts[0],
+        cameras=tuple(contents.cameras),
+        faults=_pairs(faults),
+        warnings=_pairs(warnings),
+        contents=asdict(contents),
+    )
+
+
+def _pairs(found) -> tuple[tuple[str, str], ...]:
+    return tuple((item.rule, item.message) for item in found)
 
 
 def _read_small_arrays(episode) -> None:

@@ -1,0 +1,120 @@
+"""What an episode may hold by the rules, but hardly on purpose: warnings, each with the mistake that leads to it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+from data_utils.errors import DataError
+from data_utils.h5io import Episode
+from data_utils.validate import Fault
+from data_utils.video import VideoCache
+from data_utils.video_index import read_index
+from data_utils.video_readers import DecordReader
+from infer_utils.draw_traj import project
+
+FAR = 100.0  # metres
+GAP = 10.0  # times the median step
+LOOKED_AT = 50  # frames in which the end-effectors are looked for
+
+
+def find_warnings(path: str | os.PathLike, videos: VideoCache, video_root: str | None = None) -> list[Fault]:
+    """Unusual things in a file without faults; rules are those that they almost break.
+
+    Raises:
+        DataError: the file has faults.
+    """
+    with Episode(path, None, video_root, videos) as episode:
+        shapes = {camera: episode.rgb(camera, 0).shape[:2] for camera in episode.cameras}
+        return [
+            *_prompts(episode),
+            *_distances(episode),
+            *_gripper(episode),
+            *_times(episode),
+            *_principal_points(episode, shapes),
+            *_visibility(episode, shapes),
+            *_videos(episode),
+        ]
+
+
+def _prompts(episode: Episode) -> Iterator[Fault]:
+    for text in episode.prompts:
+        if "_" in text and not re.search(r"\s", text):
+            what = f"{text!r} looks like a file name; write it as a person would say it"
+            yield Fault("prompt", f"prompt {what}")
+
+
+def _distances(episode: Episode) -> Iterator[Fault]:
+    origins = {"ee_pose": episode.world_from_ee[..., :3, 3]}
+    for camera in episode.cameras:
+        origins[f"{camera}/pose"] = _camera_poses(episode, camera)[:, :3, 3]
+    for key, positions in origins.items():
+        far = float(np.abs(positions).max())
+        if far > FAR:
+            yield Fault("pose", f"{key} reaches {far:.0f} m from the world's origin; is it in millimetres?")
+
+
+def _gripper(episode: Episode) -> Iterator[Fault]:
+    for arm in range(episode.num_ee):
+        openness = episode.gripper[:, arm]
+        if np.ptp(openness) == 0:
+            which = "" if episode.num_ee == 1 else f" of end-effector {arm}"
+            yield Fault("gripper", f"gripper{which} is {openness[0]:g} in every frame; is its reading connected?")
+
+
+def _times(episode: Episode) -> Iterator[Fault]:
+    steps = np.diff(episode.timestamps)
+    median = float(np.median(steps))
+    gaps = np.flatnonzero(steps > GAP * median) if median > 0 else np.flatnonzero(steps < 0)
+    if len(gaps):
+        first = int(gaps[0])
+        which = f"timestamp has {len(gaps)} gap(s), the first of {steps[first]:g} s after frame {first}"
+        yield Fault("time", f"{which}, where {median:g} s is usual; were frames lost?")
+
+
+def _principal_points(episode: Episode, shapes: dict[str, tuple[int, int]]) -> Iterator[Fault]:
+    for camera, (height, width) in shapes.items():
+        K = episode.K(camera, 0)
+        x, y = K[0, 2], K[1, 2]
+        if not (0 <= x <= width and 0 <= y <= height):
+            where = f"({x:.0f}, {y:.0f}) is outside the image of {width} x {height}"
+            yield Fault("intrinsics", f"{camera}/K: principal point {where}; does K belong to the stored size?")
+
+
+def _visibility(episode: Episode, shapes: dict[str, tuple[int, int]]) -> Iterator[Fault]:
+    if not shapes:
+        return
+    frames = np.unique(np.linspace(0, len(episode) - 1, LOOKED_AT).astype(int)).tolist()
+    arms = episode.ee_indices or range(episode.num_ee)
+    for arm in arms:
+        if not any(
+            _is_visible(episode, camera, frame, arm, shape) for camera, shape in shapes.items() for frame in frames
+        ):
+            which = "the end-effector" if episode.num_ee == 1 else f"end-effector {arm}"
+            what = "is in no image of any camera; are the camera poses world_from_cam with OpenCV axes?"
+            yield Fault("pose", f"{which} {what}")
+
+
+def _is_visible(episode: Episode, camera: str, frame: int, arm: int, shape: tuple[int, int]) -> bool:
+    position = episode.world_from_ee[frame, arm, :3, 3]
+    pixel, in_front = project(position, episode.K(camera, frame), episode.world_from_cam(camera, frame))
+    return bool(in_front) and bool((pixel >= 0).all()) and pixel[0] <= shape[1] and pixel[1] <= shape[0]
+
+
+def _videos(episode: Episode) -> Iterator[Fault]:
+    """Videos that training's default reader refuses."""
+    for camera in episode.cameras:
+        if episode.is_video(camera):
+            path, _ = episode.video_location(camera, 0)
+            try:
+                DecordReader.check(read_index(path))
+            except DataError as error:
+                yield Fault("video", f"{camera}/rgb: {error}")
+
+
+def _camera_poses(episode: Episode, camera: str) -> np.ndarray:
+    """(T, 4, 4) world_from_cam."""
+    return np.stack([episode.world_from_cam(camera, frame) for frame in range(len(episode))])
