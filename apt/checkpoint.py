@@ -3,19 +3,28 @@
 Layout (released runs): ``weights``, ``vlm_weights``, ``current_iters``, ``last_ep``, ``best_score``, ``latest_score``,
 ``lr``, ``ema``; DDP adds ``optimizer``, ``scheduler``, ``scaler``. This project adds ``epoch_samples``: how far into
 the epoch the run was. The run's configuration lies beside them as ``YYYYmmddHHMM.json``; the newest by name counts.
+
+Wherever a ``.pt`` is read, an exported folder (``apt/hub_folder.py``) may be given instead:
+
+    python -m apt.checkpoint export CKPT.pt FOLDER
+    python -m apt.checkpoint import FOLDER CKPT.pt
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pickle
 import re
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
+from apt.hub_folder import FolderError, is_exported, read_folder, read_folder_config, write_folder
 
 LATEST = "ckpt_latest.pt"
 BEST = "ckpt_best.pt"
@@ -61,12 +70,17 @@ def save_checkpoint(content: dict, path: Path) -> None:
 
 
 def load_checkpoint(path: str | Path) -> dict:
-    """Read a checkpoint on the CPU, memory-mapped, without executing anything from it.
+    """Read a checkpoint, a ``.pt`` or an exported folder, on the CPU, without executing anything from it.
 
     Raises:
         CheckpointError: no such file, not a checkpoint, or one that holds more than data.
     """
     path = Path(path)
+    if is_exported(path):
+        try:
+            return read_folder(path)
+        except FolderError as error:
+            raise CheckpointError(str(error)) from error
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}; check the path, or train one first (scripts/train.sh)")
     try:
@@ -85,8 +99,14 @@ def load_checkpoint(path: str | Path) -> dict:
 
 
 def find_checkpoint(name_or_path: str, ckpt_dir: str | Path) -> Path:
-    """The ``.pt`` that a path, or a run's name under ``ckpt_dir``, stands for. Raises :class:`CheckpointError`."""
+    """The ``.pt`` or exported folder that a path, or a run's name under ``ckpt_dir``, stands for.
+
+    Raises:
+        CheckpointError: there is none.
+    """
     path = Path(name_or_path)
+    if is_exported(path):
+        return path
     if not name_or_path.endswith(".pt"):
         path = Path(ckpt_dir) / name_or_path / LATEST
     if not path.is_file():
@@ -103,8 +123,18 @@ def write_config(folder: Path, values: dict) -> Path:
     return path
 
 
-def read_config(folder: Path) -> dict:
-    """The newest configuration in ``folder``. Raises :class:`CheckpointError`."""
+def read_config(path: Path) -> dict:
+    """The configuration that belongs to a checkpoint: the newest beside a ``.pt``, or an exported folder's own.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
+    if is_exported(path):
+        try:
+            return read_folder_config(path)
+        except FolderError as error:
+            raise CheckpointError(str(error)) from error
+    folder = path.parent
     candidates = sorted(path for path in folder.glob("*.json") if _CONFIG_NAME.fullmatch(path.name))
     if not candidates:
         raise CheckpointError(f"no configuration (YYYYmmddHHMM.json) in {folder}; it belongs beside the checkpoint")
@@ -115,3 +145,39 @@ def read_config(folder: Path) -> dict:
     if not isinstance(values, dict):
         raise CheckpointError(f"{candidates[-1]} holds no configuration: wanted a JSON object")
     return values
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m apt.checkpoint",
+        description="Between a run's .pt and a folder of safetensors for the Hugging Face Hub.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    export = commands.add_parser("export", help="CKPT.pt to a folder: safetensors, configuration, model card")
+    export.add_argument("ckpt", type=Path)
+    export.add_argument("folder", type=Path)
+    imported = commands.add_parser("import", help="such a folder to CKPT.pt, its configuration beside it")
+    imported.add_argument("folder", type=Path)
+    imported.add_argument("ckpt", type=Path)
+    args = parser.parse_args(argv)
+    try:
+        if args.command == "export":
+            write_folder(load_checkpoint(args.ckpt), read_config(args.ckpt), args.folder)
+            print(f"exported {args.ckpt} to {args.folder}: {', '.join(sorted(os.listdir(args.folder)))}")
+        else:
+            if args.ckpt.exists():
+                raise CheckpointError(f"{args.ckpt} exists; remove it or choose another name")
+            if not is_exported(args.folder):
+                raise CheckpointError(f"{args.folder} is no exported checkpoint; make one with export")
+            content, config = load_checkpoint(args.folder), read_config(args.folder)
+            args.ckpt.parent.mkdir(parents=True, exist_ok=True)
+            print(f"imported {args.folder} to {args.ckpt}, configuration {write_config(args.ckpt.parent, config)}")
+            save_checkpoint(content, args.ckpt)
+    except (CheckpointError, FolderError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

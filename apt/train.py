@@ -121,7 +121,7 @@ class Trainer:
         path = find_checkpoint(config.pretrained_ckpt, config.ckpt_dir)
         content = load_checkpoint(path)
         with contextlib.suppress(CheckpointError):  # a file without its configuration is fine to start from
-            upstream = read_config(path.parent)
+            upstream = read_config(path)
             if bool(upstream.get("action_step_embedding", False)) != config.action_step_embedding:
                 self._say(
                     f"warning: {path} was trained with action_step_embedding="

@@ -19,7 +19,7 @@ from apt.state_dict_adapter import checkpoint_sizes, expert_to_released
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--ckpt", required=True, type=Path, help="a ckpt_*.pt")
+    parser.add_argument("--ckpt", required=True, type=Path, help="a ckpt_*.pt, or an exported folder")
     parser.add_argument(
         "--train-stage", required=True, type=int, choices=(0, 1), help="stage of the model to load into"
     )
@@ -72,7 +72,7 @@ def describe(path: Path, content: dict, report: LoadReport, names: bool) -> None
     )
     print(f"VLM        {kind} ({len(vlm)} tensors)")
     try:
-        config = read_config(path.parent)
+        config = read_config(path)
         print(f"config     vlm {config.get('vlm')}, datasets {', '.join(config.get('dataset_classes', []))}")
     except CheckpointError as error:
         print(f"config     {error}")

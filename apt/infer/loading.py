@@ -23,7 +23,7 @@ def load_policy(
     """
     path, device = Path(ckpt_path), torch.device(device)
     content = load_checkpoint(path)
-    config, _ = train_config_from_dict(read_config(path.parent))
+    config, _ = train_config_from_dict(read_config(path))
     half = config.fp16 and device.type == "cuda"
     dtype = torch.bfloat16 if half else torch.float32
     model = VLA(config.vla_config(), frozen_dtype=dtype, random_vlm=config.random_vlm)

@@ -40,7 +40,7 @@ class TrajPlanner:
     samples (:func:`data_utils.observation.make_sample`).
 
     Args:
-        ckpt_path: a run's ``ckpt_*.pt``, its configuration beside it.
+        ckpt_path: a run's ``ckpt_*.pt``, its configuration beside it, or an exported folder.
         device: where the policy runs.
         ensemble: trajectories that are blended into the returned one; 0: none.
         use_ema: use the averaged weights.

@@ -1,0 +1,150 @@
+"""A checkpoint as a folder of safetensors, configuration and model card: what the Hugging Face Hub takes.
+
+    action_expert.safetensors   ``weights``, names as in the .pt
+    vlm.safetensors             ``vlm_weights``, where the VLM was tuned
+    ema.safetensors             shadow parameters, in module order, where the run averaged its weights
+    config.json                 the run's configuration
+    state.json                  iteration and scores
+    README.md                   the model card
+
+Optimizer state stays with the ``.pt``: a folder is to start from or to serve, not to resume.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+EXPERT_FILE = "action_expert.safetensors"
+VLM_FILE = "vlm.safetensors"
+EMA_FILE = "ema.safetensors"
+CONFIG_FILE = "config.json"
+STATE_FILE = "state.json"
+CARD_FILE = "README.md"
+STATE_KEYS = ("current_iters", "last_ep", "epoch_samples", "best_score", "latest_score", "lr")
+
+
+class FolderError(ValueError):
+    """A folder that is no exported checkpoint, or a damaged one; the message names the file."""
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether ``folder`` holds an exported checkpoint."""
+    return (folder / EXPERT_FILE).is_file()
+
+
+def write_folder(content: dict, config: dict, folder: Path) -> None:
+    """Write a checkpoint's content and its run's configuration; the folder appears when it is whole.
+
+    Raises:
+        FolderError: ``folder`` exists.
+    """
+    if folder.exists():
+        raise FolderError(f"{folder} exists; remove it or choose another name")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.writing")
+    temporary.mkdir(parents=True)
+    try:
+        _save(content["weights"], temporary / EXPERT_FILE)
+        if content.get("vlm_weights"):
+            _save(content["vlm_weights"], temporary / VLM_FILE)
+        if ema := content.get("ema"):
+            shadows = {f"shadow_params.{index:06d}": tensor for index, tensor in enumerate(ema["shadow_params"])}
+            numbers = {"decay": str(ema["decay"]), "num_updates": str(ema["num_updates"] or 0)}
+            _save(shadows, temporary / EMA_FILE, numbers)
+        state = {key: content[key] for key in STATE_KEYS if content.get(key) is not None}
+        (temporary / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (temporary / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        (temporary / CARD_FILE).write_text(model_card(content, config), encoding="utf-8")
+        for file in temporary.iterdir():
+            with open(file, "rb") as opened:
+                os.fsync(opened.fileno())
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def read_folder(folder: Path) -> dict:
+    """A checkpoint's content from a folder, in the layout of the ``.pt``.
+
+    Raises:
+        FolderError: a file is missing or damaged.
+    """
+    content = {**_read_json(folder / STATE_FILE), "weights": _load(folder / EXPERT_FILE)[0], "ema": None}
+    if (folder / VLM_FILE).is_file():
+        content["vlm_weights"] = _load(folder / VLM_FILE)[0]
+    if (folder / EMA_FILE).is_file():
+        shadows, numbers = _load(folder / EMA_FILE)
+        content["ema"] = {
+            "decay": float(numbers["decay"]),
+            "num_updates": int(numbers["num_updates"]),
+            "shadow_params": [shadows[name] for name in sorted(shadows)],
+        }
+    return content
+
+
+def read_folder_config(folder: Path) -> dict:
+    """The run's configuration from a folder. Raises :class:`FolderError`."""
+    return _read_json(folder / CONFIG_FILE)
+
+
+def model_card(content: dict, config: dict) -> str:
+    """A model card: what the policy is, what it was trained on, how to use it."""
+    stage = "Stage 1 (VA prior)" if config.get("train_stage") == 0 else "Stage 2 (VLA)"
+    datasets = ", ".join(config.get("dataset_classes", ()))
+    vlm = config.get("vlm", "")
+    tuned = content.get("vlm_weights") or {}
+    kind = "frozen" if not tuned else "LoRA-tuned" if any("lora_" in name for name in tuned) else "tuned"
+    base = f"base_model: {vlm}\n" if "/" in vlm and not os.path.isabs(vlm) else ""
+    parameters = sum(tensor.numel() for tensor in content["weights"].values())
+    return f"""---
+library_name: apt-vla
+pipeline_tag: robotics
+{base}tags: [robotics, vision-language-action, apt]
+---
+# {config.get("name", "APT policy")}
+
+An APT action expert ({config.get("model")}, {parameters / 1e6:.1f}M parameters), {stage}, after \
+{content.get("current_iters", "unknown")} iterations on {datasets}, for the VLM `{vlm}` ({kind}).
+
+```python
+from apt.infer.planner import TrajPlanner
+
+planner = TrajPlanner("path/of/this/folder", device="cuda:0"{", use_ema=True" if content.get("ema") else ""})
+```
+
+To fine-tune from it: `bash scripts/finetune.sh --pretrained-ckpt path/of/this/folder ...`. `config.json` holds every \
+setting of the run.
+"""
+
+
+def _save(tensors: dict[str, torch.Tensor], path: Path, numbers: dict[str, str] | None = None) -> None:
+    # Tensors may be views of one another or of a memory-mapped file; safetensors wants them apart.
+    apart = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    save_file(apart, path, metadata={"format": "pt", **(numbers or {})})
+
+
+def _load(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    if not path.is_file():
+        raise FolderError(f"{path} is missing; export the checkpoint again")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise FolderError(f"{path} is not a readable safetensors file ({error}); export the checkpoint again") from None
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FolderError(f"{path} cannot be read ({error}); export the checkpoint again") from error
+    if not isinstance(values, dict):
+        raise FolderError(f"{path} holds no JSON object; export the checkpoint again")
+    return values
