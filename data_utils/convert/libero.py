@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from xml.etree import ElementTree
 
 import h5py
 import numpy as np
@@ -102,7 +102,10 @@ class LiberoConverter:
     def _replay(self, demo: Demo, kept: np.ndarray) -> EpisodeData:
         env = self._environment(demo.task)
         env.reset()
-        env.set_fixtures(env.fixtures_of(demo.model_xml))
+        try:
+            env.set_fixtures(env.fixtures_of(demo.model_xml))
+        except ElementTree.ParseError as error:
+            raise DataError(f"{demo.source}: model_file is not MuJoCo's XML ({error}); fetch it again") from error
         try:
             env.set_state(demo.initial_state)
         except ValueError as error:
@@ -210,6 +213,8 @@ def read_demo(path: Path, name: str) -> Demo:
             actions, states = demo["actions"][()], demo["states"][()]
             bddl, problem = _text(data, "bddl_file_name"), json.loads(_text(data, "problem_info"))
             model_xml = _text(demo, "model_file")
+            if reference := re.fullmatch(r"as (demo_\d+)", model_xml):  # some recorders write the scene once
+                model_xml = _text(data[reference[1]], "model_file")
     except (OSError, RuntimeError) as error:
         raise DataError(f"{path}: cannot be read ({_one_line(error)}); fetch it again", "file") from error
     except (KeyError, ValueError) as error:

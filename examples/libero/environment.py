@@ -1,0 +1,112 @@
+"""Where LIBERO is: the interpreter that has it, its files, its assets and its settings folder.
+
+LIBERO needs numpy < 2 and so an environment of its own. Commands that simulate call :func:`enter_libero` first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import io
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import yaml
+
+from examples.errors import SimulatorError
+from examples.headless import import_headless
+
+ROOT = Path(__file__).parents[2]
+VENV = ROOT / ".venv-libero"
+SETUP = "bash scripts/setup_libero.sh --assets DIR"
+ASSETS_ORIGIN = "folder libero/libero/assets of https://github.com/Lifelong-Robot-Learning/LIBERO"
+_PACKAGES = ("mujoco", "robosuite", "bddl", "rlinf-libero")  # that the physics and the tasks come from
+
+
+def enter_libero(command: str) -> None:
+    """Make sure that this interpreter has LIBERO, or go on in one that has.
+
+    Where LIBERO is missing and this process runs ``python -m command``, the process is replaced by the same command
+    line under ``.venv-libero``.
+
+    Raises:
+        SimulatorError: there is no LIBERO here, and no ``.venv-libero`` to go on in.
+    """
+    if importlib.util.find_spec("libero") is not None:
+        return
+    python = VENV / "bin" / "python"
+    spec = sys.modules["__main__"].__spec__
+    is_command = spec is not None and spec.name in (command, f"{command}.__main__")
+    if not is_command or not python.is_file() or Path(sys.prefix).resolve() == VENV.resolve():
+        raise SimulatorError(f"this needs the LIBERO simulator; run: {SETUP}")
+    sys.stdout.flush()
+    sys.stderr.flush()
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    os.execve(python, [str(python), "-m", command, *sys.argv[1:]], {**os.environ, "PYTHONPATH": path})
+
+
+def libero_root() -> Path:
+    """Folder of LIBERO's package, with ``bddl_files``, ``init_files`` and ``assets``; imports nothing of it.
+
+    Raises ``SimulatorError`` where this interpreter has no LIBERO.
+    """
+    spec = importlib.util.find_spec("libero")
+    if spec is None or spec.origin is None:
+        raise SimulatorError(f"this needs the LIBERO simulator; run: {SETUP}")
+    return Path(spec.origin).parent / "libero"
+
+
+def check_assets() -> None:
+    """Raises ``SimulatorError`` where LIBERO's meshes and textures are not in place."""
+    assets = libero_root() / "assets"
+    if not (assets / "scenes").is_dir():
+        raise SimulatorError(
+            f"LIBERO's meshes and textures are not at {assets}; get them ({ASSETS_ORIGIN}) and run: {SETUP}"
+        )
+
+
+def versions() -> dict[str, str]:
+    """Distribution -> version, of everything that a replay's outcome depends on."""
+    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def import_simulator() -> ModuleType:
+    """``examples.libero.simulator``, imported with a headless OpenGL and LIBERO's settings in place.
+
+    Raises ``SimulatorError`` or ``ImportError`` that say what to install.
+    """
+    check_assets()
+    _write_settings()
+    with contextlib.redirect_stderr(io.StringIO()):  # gym's advice to migrate, at each import
+        return import_headless("examples.libero.simulator", SETUP)
+
+
+def _write_settings() -> None:
+    """LIBERO reads paths from ``$LIBERO_CONFIG_PATH/config.yaml`` when it is imported; some releases ask for them on
+    standard input where the file is missing."""
+    root = libero_root()
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "apt" / "libero"
+    content = yaml.safe_dump(
+        {
+            "benchmark_root": str(root),
+            "bddl_files": str(root / "bddl_files"),
+            "init_states": str(root / "init_files"),
+            "datasets": str(root.parent / "datasets"),
+            "assets": str(root / "assets"),
+        }
+    )
+    file = folder / "config.yaml"
+    os.environ["LIBERO_CONFIG_PATH"] = str(folder)
+    if file.is_file() and file.read_text(encoding="utf-8") == content:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".config.yaml.{os.getpid()}.tmp"
+        temporary.write_text(content, encoding="utf-8")
+        os.replace(temporary, file)
+    except OSError as error:
+        what = f"LIBERO's settings cannot be written to {folder} ({error.strerror})"
+        raise SimulatorError(f"{what}; set XDG_CACHE_HOME to a writable folder") from error

@@ -1,0 +1,212 @@
+"""A LIBERO task as the policy meets it: states in, actions in, poses and images out.
+
+Import it through ``environment.import_simulator``: robosuite decides on its OpenGL when it is imported, and LIBERO on
+its paths.
+"""
+
+from __future__ import annotations
+
+import atexit
+import weakref
+from collections import OrderedDict
+from collections.abc import Mapping
+from xml.etree import ElementTree
+
+import mujoco
+import numpy as np
+from libero.libero.envs.env_wrapper import ControlEnv
+from robosuite.utils import camera_utils
+from robosuite.utils.errors import RandomizationError
+
+from examples.errors import SimulatorError
+from examples.libero.environment import ASSETS_ORIGIN, SETUP
+from examples.libero.tasks import LiberoTask
+
+FINGER_TRAVEL = 0.04  # m, of each of the Panda's fingers
+CAMERAS = {"agentview": "agentview", "eye_in_hand": "robot0_eye_in_hand"}  # our name -> the simulator's
+_PLACEMENTS_TRIED = 100
+
+
+class LiberoEnv:
+    """Panda under OSC_POSE in one task's scene, 20 control steps per second.
+
+    The end-effector frame is the one the controller moves: the grip site between the finger pads, z towards the object
+    and x along the closing direction. robosuite's ``robot0_eef_quat`` is that of the hand's body instead, turned by 90
+    degrees about z. Images are rendered only when asked for.
+
+    Args:
+        task: the task.
+        image_size: height and width of images; None: nothing will be rendered, and no OpenGL is started.
+    Raises:
+        SimulatorError: a mesh or texture is missing, or OpenGL does not start.
+    """
+
+    def __init__(self, task: LiberoTask, image_size: int | None = 256) -> None:
+        self.task = task
+        self.image_size = image_size
+        self.time = 0
+        try:
+            self._env = ControlEnv(
+                bddl_file_name=str(task.bddl_file),
+                use_camera_obs=False,
+                has_offscreen_renderer=image_size is not None,
+                hard_reset=False,  # building the model again takes seconds and changes nothing
+                ignore_done=True,
+            ).env
+        except (FileNotFoundError, ValueError) as error:
+            what = " ".join(str(error).split())[:200]
+            raise SimulatorError(
+                f"{task.name}: the scene does not load ({what}); complete the assets ({ASSETS_ORIGIN}) and run: {SETUP}"
+            ) from error
+        except (ImportError, RuntimeError, AttributeError, mujoco.FatalError) as error:
+            raise SimulatorError(f"OpenGL does not start here ({error}); see MUJOCO_GL") from error
+        # At the interpreter's exit too, and before robosuite, which registered itself by now, ends OpenGL.
+        self.close = weakref.finalize(self, _close, self._env)
+        atexit.register(self.close)
+        self._env._observables = OrderedDict()  # poses are read when asked for, not 25 times per control step
+        self._fixture_bodies = {
+            name: body
+            for name, fixture in self._env.fixtures_dict.items()
+            if (body := fixture.root_body) in self._sim.model.body_names
+        }
+
+    # -- what happens -------------------------------------------------------------------------------------------------
+
+    def reset(self, seed: int = 0) -> None:
+        """A new placement of everything, drawn from ``seed``; the arm at home."""
+        np.random.seed(seed)  # LIBERO's samplers draw from numpy's global generator
+        for _ in range(_PLACEMENTS_TRIED):
+            try:
+                self._env.reset()
+                break
+            except RandomizationError:
+                continue
+        else:
+            raise SimulatorError(f"{self.task.name}: no placement without collisions in {_PLACEMENTS_TRIED} tries")
+        self.time = 0
+
+    def set_state(self, state: np.ndarray) -> None:
+        """Go on from a MuJoCo state (D,), as LIBERO stores them: time, positions, velocities.
+
+        The controller's goal and the gripper's command, which no state holds, become those that keep it where it is;
+        with that, a recorded episode replays to within rounding. Raises ``ValueError`` for another size.
+        """
+        size = 1 + self._sim.model.nq + self._sim.model.nv
+        if np.shape(state) != (size,):
+            raise ValueError(f"{self.task.name}: state of shape {np.shape(state)}; this scene's have {size} numbers")
+        self._sim.set_state_from_flattened(np.asarray(state, np.float64))
+        self._sim.forward()
+        self._env._post_process()
+        robot = self._env.robots[0]
+        robot.controller.update(force=True)
+        robot.controller.reset_goal()
+        command = 2.0 * self.openness - 1.0
+        robot.gripper.current_action = np.array([command, -command])
+        self.time = 0
+
+    def set_fixtures(self, poses: Mapping[str, np.ndarray]) -> None:
+        """Move fixtures, which states do not hold: name -> (7,) position and quaternion (w first)."""
+        for name, pose in poses.items():
+            body = self._sim.model.body_name2id(self._fixture_bodies[name])
+            self._sim.model.body_pos[body] = pose[:3]
+            self._sim.model.body_quat[body] = pose[3:]
+        self._sim.forward()
+
+    def step(self, action: np.ndarray) -> None:
+        """Executes one OSC_POSE ``action`` (7,) in [-1, 1] for one control step (0.05 s)."""
+        self._env.step(np.asarray(action, np.float64))
+        self.time += 1
+
+    # -- what is the case ---------------------------------------------------------------------------------------------
+
+    def success(self) -> bool:
+        """Whether the task's goal holds now."""
+        return bool(self._env._check_success())
+
+    @property
+    def state(self) -> np.ndarray:
+        """(D,) as :meth:`set_state` takes it."""
+        return self._sim.get_state().flatten()
+
+    @property
+    def fixtures(self) -> dict[str, np.ndarray]:
+        """As :meth:`set_fixtures` takes them."""
+        model = self._sim.model
+        ids = {name: model.body_name2id(body) for name, body in self._fixture_bodies.items()}
+        return {name: np.concatenate([model.body_pos[i], model.body_quat[i]]) for name, i in ids.items()}
+
+    def fixtures_of(self, model_xml: str) -> dict[str, np.ndarray]:
+        """Fixtures of this scene as a saved model has them; those that it lacks are left out."""
+        bodies = {body.get("name"): body for body in ElementTree.fromstring(model_xml).iter("body")}
+        poses = {}
+        for name, body in self._fixture_bodies.items():
+            if body in bodies:
+                parts = bodies[body].get("pos", "0 0 0"), bodies[body].get("quat", "1 0 0 0")
+                poses[name] = np.array(" ".join(parts).split(), np.float64)
+        return poses
+
+    @property
+    def world_from_ee(self) -> np.ndarray:
+        """Pose (4, 4) of the grip site."""
+        site = self._env.robots[0].eef_site_id
+        pose = np.eye(4)
+        pose[:3, :3] = self._sim.data.site_xmat[site].reshape(3, 3)
+        pose[:3, 3] = self._sim.data.site_xpos[site]
+        return pose
+
+    @property
+    def openness(self) -> float:
+        """Of the gripper, 0 closed to 1 open."""
+        finger = self._sim.data.qpos[self._env.robots[0]._ref_gripper_joint_pos_indexes[0]]
+        return float(np.clip(finger / FINGER_TRAVEL, 0.0, 1.0))
+
+    # -- cameras: names as in CAMERAS ---------------------------------------------------------------------------------
+
+    def rgb(self, camera: str) -> np.ndarray:
+        """Image (H, W, 3) uint8, first row on top."""
+        self._use_own_context()
+        image = self._sim.render(camera_name=CAMERAS[camera], height=self.image_size, width=self.image_size)
+        return np.ascontiguousarray(image[::-1])  # OpenGL's first row is the bottom one
+
+    def intrinsics(self, camera: str) -> np.ndarray:
+        """K (3, 3) in pixels of the image."""
+        return camera_utils.get_camera_intrinsic_matrix(self._sim, CAMERAS[camera], self.image_size, self.image_size)
+
+    def world_from_cam(self, camera: str) -> np.ndarray:
+        """Pose (4, 4) of the camera in OpenCV axes."""
+        return camera_utils.get_camera_extrinsic_matrix(self._sim, CAMERAS[camera])
+
+    def gripper_mask(self, camera: str) -> np.ndarray:
+        """Pixels (H, W) bool that show the gripper."""
+        self._use_own_context()
+        seen = camera_utils.get_camera_segmentation(self._sim, CAMERAS[camera], self.image_size, self.image_size)
+        kinds, ids = seen[..., 0], seen[..., 1]  # of MuJoCo's objects
+        model = self._sim.model
+        bodies = [model.body_id2name(body) or "" for body in range(model.nbody)]
+        of_gripper = np.array([bodies[body].startswith("gripper0_") for body in model.geom_bodyid])
+        is_geom = kinds == mujoco.mjtObj.mjOBJ_GEOM
+        return is_geom & of_gripper[np.where(is_geom, ids, 0)]
+
+    def _use_own_context(self) -> None:
+        # robosuite draws into whichever context is current: that of the environment made last.
+        if self.image_size is None:
+            raise ValueError("this environment was made without image_size; it renders nothing")
+        self._sim._render_context_offscreen.gl_ctx.make_current()
+
+    def __enter__(self) -> "LiberoEnv":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    @property
+    def _sim(self):
+        return self._env.sim
+
+
+def _close(env) -> None:
+    context = env.sim._render_context_offscreen
+    if context is not None:
+        context.gl_ctx.make_current()  # what is freed is looked up in the current context
+    del context
+    env.close()
