@@ -9,6 +9,8 @@ from pathlib import Path
 from apt.vla import VLAConfig
 from data_utils.config import DataConfig
 from data_utils.datasets import get_dataset_class
+from data_utils.samplers import SAMPLE_BY
+from data_utils.video import READERS
 
 LIBERO_SUITES = ("LiberoSpatial", "LiberoObject", "LiberoGoal", "Libero10")
 INTERN_A1 = ("InternA1Franka", "InternA1Lift2", "InternA1Genie1", "InternA1SplitAloha")
@@ -54,7 +56,11 @@ class TrainConfig:
     dataset_weights: tuple[float, ...] | None = None
     """Share of each dataset whatever its size; None: every episode alike."""
     sample_multiplex: int = 1
-    """Times that an epoch visits each episode, without dataset_weights."""
+    """Times that an epoch visits each episode (or frame), without dataset_weights."""
+    sample_by: str = "episode"
+    """episode: an epoch goes through all episodes and draws a frame of each; frame: through all frames."""
+    max_bad_fraction: float = 0.01
+    """Share of the episodes that may be unusable before the run stops; those few are skipped and listed."""
     image_size: int | None = None
     """Side of the square that frames are letterboxed to; None: as each dataset says."""
     bs: int = 64
@@ -65,7 +71,11 @@ class TrainConfig:
     pin_memory: bool = True
     prefetch_factor: int = 4
     dataloader_timeout: int = 300
-    """Seconds to wait for a batch before giving up."""
+    """Seconds to wait for a batch before a loader process counts as hanging; 0: for ever."""
+    video_reader: str = "decord"
+    """Library that decodes videos: decord, torchcodec or pyav."""
+    decode_threads: int = 0
+    """Threads per loader process that decode the cameras of a sample side by side; 0: none."""
     robot_pose_aug: bool = False
     """Noise on proprioceptive inputs."""
     camera_view_dropout: float = 0.0
@@ -123,9 +133,12 @@ class TrainConfig:
         for field in ("bs", "gradient_accumulation_steps", "max_iterations", "log_interval", "sample_multiplex",
                       "save_interval", "save_latest_interval", "prefetch_factor", "noise_samples_per_obs"):  # fmt: skip
             require(getattr(self, field) >= 1, f"{field} is {getattr(self, field)}; it must be at least 1")
-        for field in ("workers", "num_warmup", "ema_start", "vis_interval", "dataloader_timeout"):
+        for field in ("workers", "num_warmup", "ema_start", "vis_interval", "dataloader_timeout", "decode_threads"):
             require(getattr(self, field) >= 0, f"{field} is {getattr(self, field)}; it must not be negative")
         require(0 <= self.camera_view_dropout <= 1, f"camera_view_dropout is {self.camera_view_dropout}; wanted 0 to 1")
+        require(0 <= self.max_bad_fraction <= 1, f"max_bad_fraction is {self.max_bad_fraction}; wanted 0 to 1")
+        for field, known in (("sample_by", SAMPLE_BY), ("video_reader", READERS)):
+            require(getattr(self, field) in known, f"{field} is {getattr(self, field)!r}; wanted {' or '.join(known)}")
         require(
             self.vlm_param_dtype in ("fp32", "bf16"),
             f"vlm_param_dtype is {self.vlm_param_dtype!r}; wanted fp32 or bf16",

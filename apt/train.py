@@ -27,6 +27,7 @@ from data_utils.errors import DataError
 from data_utils.loader import build_loader
 from data_utils.types import Batch
 from train_utils.backend import Backend, DDPBackend
+from train_utils.bad_episodes import SKIPPED, BadEpisodes
 from train_utils.ema import EMA
 from train_utils.metrics import MetricWindow, Stopwatch, format_duration
 from train_utils.optim import build_optimizer, set_learning_rate
@@ -57,16 +58,24 @@ class Trainer:
         self.iteration = 0
         self.best_score, self.latest_score = float("inf"), float("inf")
 
-        datasets = [
-            get_dataset_class(name)(
-                config=data,
-                train_stage=config.train_stage,
-                seed=config.seed,
-                defer_color=backend.device.type == "cuda",
-            )
-            for name, data in zip(config.dataset_classes, config.data_configs(), strict=True)
-        ]
-        self._say(f"data: {sum(len(d) for d in datasets)} episodes in {', '.join(config.dataset_classes)}")
+        with backend.node_main_first():  # builds the indexes, which the others read
+            datasets = [
+                get_dataset_class(name)(
+                    config=data,
+                    train_stage=config.train_stage,
+                    seed=config.seed,
+                    defer_color=backend.device.type == "cuda",
+                    video_reader=config.video_reader,
+                    decode_threads=config.decode_threads,
+                )
+                for name, data in zip(config.dataset_classes, config.data_configs(), strict=True)
+            ]
+        self.bad = BadEpisodes(datasets, config.max_bad_fraction, config.run_dir / SKIPPED, config.resume)
+        self._say(
+            f"data: {sum(len(d) for d in datasets)} episodes in {', '.join(config.dataset_classes)}"
+            + (f", {len(self.bad)} left out (see {self.bad.file})" if len(self.bad) else "")
+        )
+        self.bad.exchange(backend)
 
         torch.manual_seed(config.seed)  # fresh weights, alike on every rank
         half = config.fp16 and backend.device.type == "cuda"
@@ -102,7 +111,9 @@ class Trainer:
             persistent_workers=config.persistent_workers,
             prefetch_factor=config.prefetch_factor,
             timeout=config.dataloader_timeout,
+            sample_by=config.sample_by,
         )
+        self.loader.mixture.block_paths(self.bad.blocked)
         self.epoch, self._epoch_samples = 0, 0
         if config.resume:
             self._resume(start)
@@ -198,6 +209,7 @@ class Trainer:
                 if self.iteration % config.log_interval == 0 or self.iteration == config.max_iterations:
                     means = window.flush(backend.mean)
                     self.latest_score = means["total"]
+                    self._exchange_bad_episodes()
                     self._log(means, lr, stopwatch.flush(), skipped)
                     if nonfinite_run.item() >= min(MAX_NONFINITE_STEPS, config.log_interval):
                         raise TrainingDiverged(
@@ -208,6 +220,7 @@ class Trainer:
                     self._draw(batch)
                 stopping = self._should_stop()
                 if stopping or self.iteration == config.max_iterations:
+                    self._exchange_bad_episodes()
                     self._save(numbered=self.iteration % config.save_interval == 0)
                     break
                 if self.iteration % config.save_latest_interval == 0 or self.iteration % config.save_interval == 0:
@@ -223,16 +236,18 @@ class Trainer:
             iterator = iter(self.loader)
             while True:
                 began = time.perf_counter()
-                try:
-                    batch = next(iterator, None)
-                except (DataError, RuntimeError) as error:
-                    raise _loader_error(error) from error
+                batch = next(iterator, None)
                 stopwatch.waited(time.perf_counter() - began)
                 if batch is None:
                     break
                 self._epoch_samples += global_batch
+                self.bad.add(batch.skipped)
                 yield batch.to(self.backend.device).recolored()
             self.epoch, self._epoch_samples = self.epoch + 1, 0
+
+    def _exchange_bad_episodes(self) -> None:
+        self.bad.exchange(self.backend)
+        self.loader.mixture.block_paths(self.bad.blocked)  # what ended a process of another rank
 
     def _generator(self, micro: int) -> torch.Generator:
         """All randomness of a step follows from (seed, iteration, micro-batch, rank): a resumed run repeats it."""
@@ -313,6 +328,7 @@ class Trainer:
         values = {f"loss/{name}": means[name] for name in ("total", "translation", "rotation", "gripper")}
         values |= {"train/grad_norm": means["grad_norm"], "train/samples_per_s": rate, "train/data_wait": waiting}
         values |= {"train/memory_gib": memory, "train/skipped_steps": skipped_steps}
+        values |= {"data/bad_episodes": len(self.bad), "data/loader_restarts": self.loader.restarts}
         values |= {f"lr/{group['name']}": group["lr"] for group in self.optimizer.param_groups}
         self.run_dir.scalars(self.iteration, values)
         left = (config.max_iterations - self.iteration) * seconds
@@ -321,6 +337,7 @@ class Trainer:
             f"rot {means['rotation']:.3f} grip {means['gripper']:.3f}) lr {lr:.1e} {rate:.1f} samples/s "
             f"data {waiting:.0%} mem {memory:.1f} GiB left {format_duration(left)}"
             + (f" skipped {skipped_steps}" if skipped_steps else "")
+            + (f" bad episodes {len(self.bad)}" if len(self.bad) else "")
         )
 
     def _draw(self, batch: Batch) -> None:
@@ -361,14 +378,6 @@ def data_size(config: TrainConfig) -> tuple[int, int]:
     if len(sizes) > 1:
         raise ConfigError(f"the datasets have image sizes {sorted(sizes)}; give --image_size")
     return sizes.pop()
-
-
-def _loader_error(error: Exception) -> Exception:
-    """A loader worker's ``DataError`` without the worker's traceback, which torch puts into the message."""
-    for line in reversed(str(error).splitlines()):
-        if "DataError: " in line:
-            return DataError(line.split("DataError: ", 1)[1])
-    return error
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -18,12 +18,11 @@ from data_utils.collate import Collator
 from data_utils.dataset_base import H5DatasetMapBase
 from data_utils.errors import DataError
 from data_utils.mixture import ENDED, HUNG, Mixture
-from data_utils.samplers import DistributedMultiplexSampler, DistributedWeightedSampler
+from data_utils.samplers import SAMPLE_BY, DistributedMultiplexSampler, DistributedWeightedSampler
 from data_utils.types import Batch, TokenizedPrompt
 
 logger = logging.getLogger(__name__)
 
-SAMPLE_BY = ("episode", "frame")
 MAX_RESTARTS, RESTART_WINDOW = 8, 1000  # restarts that no episode explains, within so many batches
 POLL_S = 1.0  # how soon a dead worker is noticed
 # What a library does to its process; a worker that ends in another way may have been killed by somebody.

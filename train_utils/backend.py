@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Protocol
 
@@ -50,6 +51,12 @@ class Backend(Protocol):
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank."""
+
+    def gather(self, items: list) -> list:
+        """The items of all ranks, in the order of the ranks, on every rank."""
+
+    def node_main_first(self) -> contextlib.AbstractContextManager:
+        """Context that one process of each machine goes through before the others, as for work they can share."""
 
     def barrier(self) -> None: ...
 
@@ -139,6 +146,24 @@ class DDPBackend:
         value = torch.tensor(float(flag), device=self.device)
         dist.all_reduce(value, op=dist.ReduceOp.MAX)
         return bool(value.item())
+
+    def gather(self, items: list) -> list:
+        if self.world_size == 1:
+            return list(items)
+        parts: list[list] = [[] for _ in range(self.world_size)]
+        dist.all_gather_object(parts, items)
+        return [item for part in parts for item in part]
+
+    @contextlib.contextmanager
+    def node_main_first(self) -> Iterator[None]:
+        is_first = int(os.environ.get("LOCAL_RANK", 0)) == 0
+        if not is_first:
+            self.barrier()
+        try:
+            yield
+        finally:  # where it failed, the others shall find out for themselves
+            if is_first:
+                self.barrier()
 
     def barrier(self) -> None:
         if self.world_size > 1:
