@@ -174,7 +174,7 @@ def _camera(
     if camera.axes == "opengl":
         poses = poses @ CV_FROM_GL
     return CameraData(
-        world_from_cam=poses[0] if len(poses) == 1 else poses,
+        world_from_cam=poses[0] if (poses == poses[0]).all() else poses,
         K=evaluate.intrinsics(camera.K, camera.frames, f"{where}.K"),
         frames=recording.frames(camera.frames, camera.flip_rows),
     )

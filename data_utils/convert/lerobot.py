@@ -23,6 +23,7 @@ from data_utils.video import nearest_frame
 from data_utils.video_index import read_index
 
 EPISODES_PER_FOLDER = 1000
+MAPPING_PATH = "meta/apt_mapping.yaml"  # written by data_utils.export
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class LerobotSettings:
 
     src: Path
     """Folder of the dataset (with meta/info.json)."""
-    mapping: str
-    """Mapping file, or the name of a preset (docs/convert.md lists them)."""
+    mapping: str | None = None
+    """Mapping file, or the name of a preset (docs/convert.md lists them); a dataset exported from here has its own."""
     calibration: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder of the calibration files that the mapping names; the dataset's own where it is not given."""
     videos: Literal["reference", "copy"] = "reference"
@@ -47,8 +48,10 @@ class LerobotConverter:
             import pyarrow.parquet  # noqa: F401
         except ImportError as error:
             raise DataError("the lerobot format needs pyarrow; pip install pyarrow", "file") from error
-        self._mapping, self._mapping_file = load_mapping(settings.mapping)
         self._root = settings.src.resolve()
+        if settings.mapping is None and not (self._root / MAPPING_PATH).is_file():
+            raise DataError(f"{self._root}: has no {MAPPING_PATH} (not exported from here); give --mapping", "location")
+        self._mapping, self._mapping_file = load_mapping(settings.mapping or self._root / MAPPING_PATH)
         self._settings = settings
         extra = tuple(prompt.episode for prompt in self._mapping.prompts if prompt.episode is not None)
         self._layout = Layout(self._root, extra)

@@ -1,0 +1,43 @@
+"""``python -m data_utils.export --src DIR --out DIR``: episode files to a LeRobot v3.0 dataset."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_utils.cli import CommandLineError, parse
+from data_utils.errors import DataError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Episode files to a LeRobot v3.0 dataset."""
+
+    src: Path
+    """Folder of the episode files, searched with its sub-folders."""
+    out: Path
+    """Folder of the dataset; must not exist."""
+    fps: int | None = None
+    """Frames per second that the dataset states; what the timestamps say where it is not given."""
+    workers: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Processes that encode videos."""
+
+
+def main(argv: list[str]) -> int:
+    """Exit code: 0, or 2 where nothing was exported."""
+    try:
+        settings = parse(Settings, argv, "python -m data_utils.export", Settings.__doc__)
+        from data_utils.export.lerobot import export
+
+        info = export(settings.src, settings.out, settings.fps, settings.workers)
+    except (CommandLineError, DataError) as error:
+        print(f"python -m data_utils.export: {error}", file=sys.stderr)
+        return 2
+    print(f"{info['total_episodes']} episodes, {info['total_frames']} frames, {info['fps']} fps: {settings.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
