@@ -15,7 +15,7 @@ import tyro
 
 from data_utils.convert.assemble import assemble
 from data_utils.convert.lerobot_layout import EpisodePlace, Layout
-from data_utils.convert.mapping import load_mapping, mapping_content
+from data_utils.convert.mapping import check_columns, load_mapping, mapping_content
 from data_utils.convert.runner import Job
 from data_utils.errors import DataError
 from data_utils.h5io import EpisodeData, VideoFrames
@@ -23,6 +23,7 @@ from data_utils.video import nearest_frame
 from data_utils.video_index import read_index
 
 EPISODES_PER_FOLDER = 1000
+OWN_COLUMNS = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # of every LeRobot dataset
 MAPPING_PATH = "meta/apt_mapping.yaml"  # written by data_utils.export
 
 
@@ -64,6 +65,8 @@ class LerobotConverter:
         return {**settings, "mapping": mapping_content(self._mapping_file), "calibration": self._calibration}
 
     def jobs(self) -> list[Job]:
+        # Before an hour's work is spent on a misspelt name; single episodes may still lack a column.
+        check_columns(self._mapping, self._mapping_file, dict.fromkeys([*self._layout.features, *OWN_COLUMNS]))
         return [
             Job(f"chunk-{place.index // EPISODES_PER_FOLDER:03d}/episode_{place.index:06d}", (place,))
             for place in self._layout.episodes()

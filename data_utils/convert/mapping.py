@@ -10,6 +10,7 @@ import json
 import re
 import types
 import typing
+from collections.abc import Iterable, Iterator
 from collections.abc import Mapping as AbstractMapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -249,6 +250,16 @@ class Mapping:
             raise _Wrong("desired must be given for all arms or for none")
 
 
+# Fields that are the name of a column as a whole.
+_COLUMN_FIELDS = {
+    (Camera, "frames"),
+    (Keep, "column"),
+    (Prompt, "column"),
+    (Mapping, "timestamp"),
+    (Mapping, "subtasks"),
+}
+
+
 def load_mapping(name: str | Path) -> tuple[Mapping, Path]:
     """Read a mapping file.
 
@@ -273,6 +284,34 @@ def load_mapping(name: str | Path) -> tuple[Mapping, Path]:
         return _build(Mapping, raw), path
     except _Wrong as error:
         raise MappingError(f"{path}: {error}", "schema") from error
+
+
+def check_columns(mapping: Mapping, path: Path, columns: Iterable[str]) -> None:
+    """Raises MappingError for the first column of a mapping (read from ``path``) that is not among ``columns``."""
+    there = list(columns)
+    for field, column in _columns(mapping, ""):
+        if column not in there:
+            what = f"{field} wants column {column!r}, which the recording has not; it has {', '.join(there)}"
+            raise MappingError(f"{path}: {what}", "schema")
+
+
+def _columns(item: object, field: str) -> Iterator[tuple[str, str]]:
+    """Every column that a part of a mapping names, with the field that names it."""
+    if isinstance(item, Column):
+        yield field, item.name
+    elif isinstance(item, Values):
+        yield from _columns(item.pieces, field)
+    elif isinstance(item, tuple):
+        for index, part in enumerate(item):
+            yield from _columns(part, field if isinstance(part, Column) else f"{field}[{index}]")
+    elif isinstance(item, dict):
+        for name, part in item.items():
+            yield from _columns(part, f"{field}.{name}")
+    elif dataclasses.is_dataclass(item):
+        for name in _fields(type(item)):
+            part, where = getattr(item, name), f"{field}.{name}".lstrip(".")
+            is_name = isinstance(part, str) and (type(item), name) in _COLUMN_FIELDS
+            yield from [(where, part)] if is_name else _columns(part, where)
 
 
 def mapping_content(path: Path) -> object:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -184,12 +185,33 @@ def test_episodes_that_the_mapping_leaves_out_are_skipped(tmp_path):
     assert list(summary.skipped.values()) == ["paraphrase is not 'shove it, 1'"]
 
 
-def test_a_column_that_is_not_there_is_named_beside_those_that_are(sources, tmp_path):
-    mapping = mapping_file(tmp_path, subtasks="annotation.subtask")
-    summary = convert(sources["v2.1"], tmp_path / "out", mapping)
-    message = summary.failed[0].message
-    assert "no column 'annotation.subtask'" in message and "mapping.yaml wants for subtasks" in message
-    assert "state, paraphrase, subtask, timestamp" in message and "\n" not in message
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"subtasks": "annotation.subtask"}, "subtasks wants column 'annotation.subtask'"),
+        (
+            {"arms": [{"name": "arm", "pose": {"form": "matrix", "values": ["pose[0:16]"]}}]},
+            "arms[0].pose.values wants column 'pose'",
+        ),
+    ],
+)
+def test_a_column_that_is_not_there_is_named_beside_those_that_are(change, field, sources, tmp_path, capsys):
+    mapping = mapping_file(tmp_path, **change)
+    assert (
+        main(["lerobot", "--src", str(sources["v2.1"]), "--mapping", str(mapping), "--out", str(tmp_path / "o")]) == 2
+    )
+    said = capsys.readouterr().err
+    assert field in said and "it has state, paraphrase, subtask, images.front" in said and said.count("\n") == 1
+    assert not (tmp_path / "o").exists()
+
+
+def test_an_episode_without_a_column_of_the_others_fails_by_name(sources, tmp_path):
+    source = shutil.copytree(sources["v2.1"], tmp_path / "src")
+    path = source / "data/chunk-000/episode_000001.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["state"]), path)
+    summary = convert(source, tmp_path / "out", mapping_file(tmp_path))
+    assert (summary.converted, len(summary.failed)) == (2, 1)
+    assert "no column 'state', which" in summary.failed[0].message
 
 
 def test_other_versions_are_refused_in_one_line(tmp_path, capsys):
