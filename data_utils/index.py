@@ -182,6 +182,8 @@ class EpisodeIndex:
 
     def _check_new(self, rows: pa.Table, new: list[tuple[bytes, bytes, int, int]]) -> pa.Table:
         """``rows`` and those of the ``new`` files, which are checked; stored now and then, should this be ended."""
+        if not new:
+            return rows
         saved, lock = time.monotonic(), threading.Lock()
         # Shown when it takes a while; a log file gets a line every half minute.
         with tqdm(

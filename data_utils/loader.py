@@ -64,6 +64,11 @@ class Loader:
         """Batches of a whole epoch."""
         return len(self._torch_loader())
 
+    @property
+    def worker_pids(self) -> list[int]:
+        """Process ids of the workers there are."""
+        return [process.pid for process in self._workers]
+
     def __iter__(self) -> Iterator[Batch]:
         """Raises ``DataError`` where neither an episode nor its replacements can be read, or workers keep dying."""
         start = step = self.sampler.start
