@@ -25,6 +25,7 @@ from examples.libero.tasks import LiberoTask
 FINGER_TRAVEL = 0.04  # m, of each of the Panda's fingers
 CAMERAS = {"agentview": "agentview", "eye_in_hand": "robot0_eye_in_hand"}  # our name -> the simulator's
 _PLACEMENTS_TRIED = 100
+_HIDDEN_GROUP = 5  # which robosuite does not draw
 
 
 class LiberoEnv:
@@ -177,15 +178,16 @@ class LiberoEnv:
         return camera_utils.get_camera_extrinsic_matrix(self._sim, CAMERAS[camera])
 
     def gripper_mask(self, camera: str) -> np.ndarray:
-        """Pixels (H, W) bool that show the gripper."""
+        """Pixels (H, W) bool that the gripper covers, whatever stands before it."""
         self._use_own_context()
-        seen = camera_utils.get_camera_segmentation(self._sim, CAMERAS[camera], self.image_size, self.image_size)
-        kinds, ids = seen[..., 0], seen[..., 1]  # of MuJoCo's objects
         model = self._sim.model
         bodies = [model.body_id2name(body) or "" for body in range(model.nbody)]
-        of_gripper = np.array([bodies[body].startswith("gripper0_") for body in model.geom_bodyid])
-        is_geom = kinds == mujoco.mjtObj.mjOBJ_GEOM
-        return is_geom & of_gripper[np.where(is_geom, ids, 0)]
+        others = [not bodies[body].startswith("gripper0_") for body in model.geom_bodyid]
+        groups = model.geom_group[others].copy()
+        model.geom_group[others] = _HIDDEN_GROUP
+        seen = camera_utils.get_camera_segmentation(self._sim, CAMERAS[camera], self.image_size, self.image_size)
+        model.geom_group[others] = groups
+        return seen[..., 0] == mujoco.mjtObj.mjOBJ_GEOM  # of kind and number of MuJoCo's objects, -1 for none
 
     def _use_own_context(self) -> None:
         # robosuite draws into whichever context is current: that of the environment made last.
