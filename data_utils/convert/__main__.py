@@ -57,7 +57,9 @@ def _parse(settings: type, argv: list[str], what: str) -> tuple[object, Path, in
             ("workers", Annotated[int, tyro.conf.arg(help="Processes.")], dataclasses.field(default=_cores())),
         ],
     )
-    parsed = parse(arguments, argv[1:], f"python -m data_utils.convert {argv[0]}", f"Convert {what} to episode files.")
+    parsed = parse(
+        arguments, argv[1:], f"python -m data_utils.convert {argv[0]}", f"{what}, converted to episode files."
+    )
     return parsed.settings, parsed.out, parsed.workers
 
 

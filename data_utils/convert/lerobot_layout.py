@@ -72,14 +72,19 @@ class Layout:
         feature = self.features[key]
         shape, names = feature.get("shape"), feature.get("names")
         if isinstance(shape, list) and len(shape) == 3:
-            channels_first = isinstance(names, list) and str(names[0]).startswith("channel")
+            named_first = isinstance(names, list) and str(names[0]).startswith("channel")
+            channels_first = named_first or (shape[0] == 3 and shape[2] != 3)
             height, width = shape[1:] if channels_first else shape[:2]
             return int(width), int(height)
         raise DataError(f"{self.root}/meta/info.json: feature {key!r} has shape {shape}; wanted three numbers", "image")
 
     def episodes(self) -> list[EpisodePlace]:
         """Every episode, in order."""
-        found = self._episodes_v3() if self.version == "v3.0" else self._episodes_v2()
+        try:
+            found = list(self._episodes_v3() if self.version == "v3.0" else self._episodes_v2())
+        except (KeyError, TypeError) as error:
+            what = f"the table of episodes lacks {error}; is it whole?"
+            raise DataError(f"{self.root}/meta: {what}", "schema") from error
         return sorted(found, key=lambda place: place.index)
 
     def tasks(self) -> dict[int, str]:
@@ -110,11 +115,7 @@ class Layout:
         columns = ["episode_index", "length", "data/chunk_index", "data/file_index", *self._extra]
         columns += [f"{video}/{name}" for video in videos for name in ("chunk_index", "file_index", "from_timestamp")]
         for path in files:
-            for row in _rows(path, columns):
-                try:
-                    yield self._place_v3(row)
-                except (KeyError, TypeError) as error:
-                    raise DataError(f"{path}: lacks column {error}; is it whole?", "schema") from error
+            yield from (self._place_v3(row) for row in _rows(path, columns))
 
     def _place_v3(self, row: dict) -> EpisodePlace:
         def place(prefix: str) -> dict[str, int]:

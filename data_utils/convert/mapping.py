@@ -242,6 +242,9 @@ class Mapping:
             raise _Wrong("needs at least one of each: arms, cameras, prompts")
         if (self.timestamp is None) == (self.time_step is None):
             raise _Wrong("needs either timestamp (a column) or time_step (seconds)")
+        for name in ("time_step", "rate"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise _Wrong(f"{name} is {getattr(self, name)}; wanted more than 0")
         names = [arm.name for arm in self.arms]
         for name, camera in self.cameras.items():
             if camera.on_arm is not None and names.count(camera.on_arm) != 1:

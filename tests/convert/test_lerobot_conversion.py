@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -222,6 +225,45 @@ def test_other_versions_are_refused_in_one_line(tmp_path, capsys):
     assert main(["lerobot", "--src", str(source), "--mapping", str(mapping), "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
     assert "codebase_version is v1.6; this reads v2.0, v2.1, v3.0" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_a_table_of_episodes_that_lacks_something_is_named(version, sources, tmp_path):
+    source = shutil.copytree(sources[version], tmp_path / "src")
+    if version == "v2.1":
+        path = source / "meta/episodes.jsonl"
+        path.write_text(path.read_text().replace("length", "size"))
+    else:
+        path = source / "meta/episodes/chunk-000/file-000.parquet"
+        pq.write_table(pq.read_table(path).drop_columns(["data/file_index"]), path)
+    with pytest.raises(DataError, match="the table of episodes lacks '(length|data/file_index)'"):
+        LerobotConverter(LerobotSettings(source, str(mapping_file(tmp_path)))).jobs()
+
+
+@pytest.mark.slow
+def test_a_conversion_that_is_killed_again_and_again_ends_like_one_that_is_not(tmp_path):
+    source = datasets.write_v30(tmp_path / "src", content(16), per_file=4)
+    command = [sys.executable, "-m", "data_utils.convert", "lerobot", "--src", str(source), "--workers", "2"]
+    command += ["--mapping", str(mapping_file(tmp_path)), "--videos", "copy", "--out"]
+    cwd = Path(__file__).parents[2]
+    subprocess.run([*command, str(tmp_path / "whole")], cwd=cwd, check=True)
+    out, kills = tmp_path / "out", 0
+    while len(list(out.rglob("*.h5"))) < 16:
+        before = len(list(out.rglob("*.h5")))
+        process = subprocess.Popen([*command, str(out)], cwd=cwd)
+        while process.poll() is None and len(list(out.rglob("*.h5"))) < before + 3:
+            time.sleep(0.002)
+        process.kill()
+        process.wait()
+        kills += 1
+        for path in out.rglob("*.h5"):
+            arrays(path)  # whole
+    subprocess.run([*command, str(out)], cwd=cwd, check=True)
+    assert kills > 2
+    for path in (tmp_path / "whole").rglob("*.h5"):
+        one, other = arrays(path), arrays(out / path.relative_to(tmp_path / "whole"))
+        assert all((one[key] == other[key]).all() for key in one)
+    assert not list(out.rglob(".*.tmp"))
 
 
 def test_another_mapping_of_the_same_name_is_another_setting(sources, tmp_path, capsys):
