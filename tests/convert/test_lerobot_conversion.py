@@ -15,9 +15,9 @@ import yaml
 
 from data_utils.convert.__main__ import main
 from data_utils.convert.lerobot import LerobotConverter, LerobotSettings
-from data_utils.convert.runner import run
+from data_utils.convert.runner import Skipped, run
 from data_utils.errors import DataError
-from data_utils.h5io import Episode
+from data_utils.h5io import Episode, EpisodeData, write_episode
 from tests.convert import datasets
 
 MAPPING = {
@@ -77,6 +77,11 @@ def mapping_file(tmp_path: Path, **changes) -> Path:
 def convert(src: Path, out: Path, mapping: Path, **settings):
     converter = LerobotConverter(LerobotSettings(src, str(mapping), **settings))
     return run(converter, out, 1, {}, converter.copy_videos)
+
+
+def converted_episode(src: Path, mapping: Path, index: int) -> EpisodeData:
+    converter = LerobotConverter(LerobotSettings(src, str(mapping)))
+    return converter.convert(converter.jobs()[index])
 
 
 def arrays(path: Path) -> dict[str, np.ndarray]:
@@ -151,8 +156,8 @@ def test_copied_videos_stand_alone(sources, tmp_path):
 
 def test_image_columns_are_read_as_they_are(tmp_path):
     source = datasets.write_v21(tmp_path / "src", content(1, hand_is_image=True))
-    convert(source, tmp_path / "out", mapping_file(tmp_path))
-    with Episode(tmp_path / "out/chunk-000/episode_000000.h5") as episode:
+    write_episode(tmp_path / "episode.h5", converted_episode(source, mapping_file(tmp_path), 0))
+    with Episode(tmp_path / "episode.h5") as episode:
         assert np.abs(episode.rgb("hand", 3).astype(int) - content(1)[0].videos["images.hand"][3]).max() <= 3
 
 
@@ -183,9 +188,9 @@ def test_damaged_files_are_reported_and_the_rest_is_converted(sources, tmp_path)
 def test_episodes_that_the_mapping_leaves_out_are_skipped(tmp_path):
     source = datasets.write_v21(tmp_path / "src", content(2))
     mapping = mapping_file(tmp_path, keep=[{"column": "paraphrase", "equals": "shove it, 1"}])
-    summary = convert(source, tmp_path / "out", mapping)
-    assert summary.converted == 1
-    assert list(summary.skipped.values()) == ["paraphrase is not 'shove it, 1'"]
+    with pytest.raises(Skipped, match="paraphrase is not 'shove it, 1'"):
+        converted_episode(source, mapping, 0)
+    assert converted_episode(source, mapping, 1).prompts[1] == "shove it, 1"
 
 
 @pytest.mark.parametrize(
@@ -212,9 +217,9 @@ def test_an_episode_without_a_column_of_the_others_fails_by_name(sources, tmp_pa
     source = shutil.copytree(sources["v2.1"], tmp_path / "src")
     path = source / "data/chunk-000/episode_000001.parquet"
     pq.write_table(pq.read_table(path).drop_columns(["state"]), path)
-    summary = convert(source, tmp_path / "out", mapping_file(tmp_path))
-    assert (summary.converted, len(summary.failed)) == (2, 1)
-    assert "no column 'state', which" in summary.failed[0].message
+    with pytest.raises(DataError, match="no column 'state', which .*mapping.yaml wants for"):
+        converted_episode(source, mapping_file(tmp_path), 1)
+    converted_episode(source, mapping_file(tmp_path), 2)
 
 
 def test_other_versions_are_refused_in_one_line(tmp_path, capsys):
