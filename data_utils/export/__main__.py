@@ -26,7 +26,7 @@ class Settings:
 
 
 def main(argv: list[str]) -> int:
-    """Exit code: 0, or 2 where nothing was exported."""
+    """Exit code: 0; 2 where nothing could be exported; 130 after Ctrl-C."""
     try:
         settings = parse(Settings, argv, "python -m data_utils.export", Settings.__doc__)
         from data_utils.export.lerobot import export
@@ -35,6 +35,9 @@ def main(argv: list[str]) -> int:
     except (CommandLineError, DataError) as error:
         print(f"python -m data_utils.export: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("python -m data_utils.export: interrupted; nothing was written", file=sys.stderr)
+        return 130
     print(f"{info['total_episodes']} episodes, {info['total_frames']} frames, {info['fps']} fps: {settings.out}")
     return 0
 

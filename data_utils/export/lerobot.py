@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -94,14 +95,17 @@ class _Dataset:
         self.root, self.kind, self.entries, self.fps = root, kind, entries, fps
         self.tasks = list(dict.fromkeys(entry.prompts[0] for entry in entries))
         self.with_subtasks = any(entry.has_subtasks for entry in entries)
-        self.features = plan.features(kind, fps, self.with_subtasks)
+        with _open(entries[0].path) as episode:
+            self.sizes = {camera: episode.rgb(camera, 0).shape[:2] for camera in kind.cameras}
+        self.features = plan.features(kind, self.sizes, fps, self.with_subtasks)
 
     def write(self, workers: int) -> dict:
         """All files; returns the info."""
         count = len(self.entries)
         of_episodes: list[dict[str, dict]] = [{}] * count
-        with ProcessPoolExecutor(min(workers, count), multiprocessing.get_context("spawn")) as pool:
-            futures = {pool.submit(self.write_episode, index): index for index in range(count)}
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(workers, count), context, _begin_worker, (self,)) as pool:
+            futures = {pool.submit(_write_episode, index): index for index in range(count)}
             try:
                 for future in tqdm(as_completed(futures), total=count, unit="episode"):
                     of_episodes[futures[future]] = future.result()
@@ -128,7 +132,8 @@ class _Dataset:
             found = {name: statistics.of_values(v) for name, v in columns.items() if not isinstance(v, list)}
             for camera in self.kind.cameras:
                 key = plan.IMAGES.format(camera)
-                found[key] = _encode(episode, camera, _file(self.root, VIDEO_PATH, index, key), self.fps)
+                video = _file(self.root, VIDEO_PATH, index, key)
+                found[key] = _encode(episode, camera, video, self.sizes[camera], self.fps)
         return found
 
     def _write_meta(self, of_episodes: list[dict[str, dict]]) -> dict:
@@ -173,6 +178,21 @@ class _Dataset:
         return row | {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0}
 
 
+# -- worker processes ---------------------------------------------------------------------------------------------
+
+_dataset: _Dataset | None = None  # of this worker process: sent once, not with every episode
+
+
+def _begin_worker(dataset: _Dataset) -> None:
+    global _dataset
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what a Ctrl-C means
+    _dataset = dataset
+
+
+def _write_episode(index: int) -> dict[str, dict]:
+    return _dataset.write_episode(index)
+
+
 # -- files --------------------------------------------------------------------------------------------------------
 
 
@@ -186,18 +206,21 @@ def _file(root: Path, template: str, index: int, video_key: str = "") -> Path:
     return path
 
 
-def _encode(episode: Episode, camera: str, path: Path, fps: int) -> dict[str, list]:
+def _encode(episode: Episode, camera: str, path: Path, size: tuple[int, int], fps: int) -> dict[str, list]:
     """All frames of a camera as H.264, one in memory at a time; returns their statistics."""
     import av
 
     found = statistics.ImageStatistics(len(episode))
-    height, width = episode.rgb(camera, 0).shape[:2]
+    height, width = size
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=fps, options=ENCODING)
         stream.height, stream.width, stream.pix_fmt = height, width, plan.pixel_format(height, width)
         stream.codec_context.thread_count = 1  # the other cores have episodes of their own
         for index in range(len(episode)):
             image = episode.rgb(camera, index)
+            if image.shape[:2] != size:
+                what = f"is {image.shape[:2]}, in the first episode {size}; export them separately"
+                raise DataError(f"{episode.path}: {camera}/rgb at frame {index} {what}", "image")
             found.add(index, image)
             for packet in stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")):
                 container.mux(packet)

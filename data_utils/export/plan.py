@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +31,6 @@ class Kind:
     """What all episodes of one dataset share."""
 
     cameras: tuple[str, ...]
-    sizes: tuple[tuple[int, int], ...]  # height and width per camera
     num_ee: int
     has_desired: bool
     ee_indices: tuple[int, ...] | None
@@ -47,21 +48,22 @@ class Entry:
     step: float  # median seconds between frames
 
 
-def read_entries(paths: list[Path], open_episode) -> tuple[Kind, list[Entry]]:
+def read_entries(paths: list[Path], open_episode: Callable[[Path], Episode]) -> tuple[Kind, list[Entry]]:
     """Read every episode's header.
 
     Raises:
-        DataError: a file that cannot be read, or whose cameras, arms or image sizes are not those of the first one.
+        DataError: a file that cannot be read, or whose cameras or arms are not those of the first one.
     """
     entries: list[Entry] = []
     first_kind: Kind | None = None
     for path in paths:
         with open_episode(path) as episode:
-            sizes = tuple(episode.rgb(camera, 0).shape[:2] for camera in episode.cameras)
-            kind = Kind(episode.cameras, sizes, episode.num_ee, episode.has_desired, episode.ee_indices)
+            kind = Kind(episode.cameras, episode.num_ee, episode.has_desired, episode.ee_indices)
             first_kind = first_kind or kind
-            if kind != first_kind:
-                raise DataError(f"{path}: is {kind}, {paths[0]} is {first_kind}; export them separately", "schema")
+            for name, wanted in dataclasses.asdict(first_kind).items():
+                if getattr(kind, name) != wanted:
+                    what = f"{name} is {getattr(kind, name)}, {wanted} in {paths[0]}; export them separately"
+                    raise DataError(f"{path}: {what}", "schema")
             start = entries[-1].first + entries[-1].length if entries else 0
             step = float(np.median(np.diff(episode.timestamps)))
             prompts = tuple(dict.fromkeys(episode.prompts))
@@ -69,13 +71,13 @@ def read_entries(paths: list[Path], open_episode) -> tuple[Kind, list[Entry]]:
     return first_kind, entries
 
 
-def features(kind: Kind, fps: int, with_subtasks: bool) -> dict[str, dict]:
-    """The ``features`` of meta/info.json."""
+def features(kind: Kind, sizes: dict[str, tuple[int, int]], fps: int, with_subtasks: bool) -> dict[str, dict]:
+    """The ``features`` of meta/info.json; ``sizes`` are height and width per camera."""
     names = [f"arm_{arm}.{name}" for arm in range(kind.num_ee) for name in STATE_NAMES]
     out: dict[str, dict] = {
         name: {"dtype": "float32", "shape": [len(names)], "names": names} for name in ("observation.state", "action")
     }
-    for camera, (height, width) in zip(kind.cameras, kind.sizes, strict=True):
+    for camera, (height, width) in sizes.items():
         info = {"video.height": height, "video.width": width, "video.codec": "h264", "video.channels": 3}
         info |= {"video.pix_fmt": pixel_format(height, width), "video.is_depth_map": False, "video.fps": fps}
         shape = [height, width, 3]

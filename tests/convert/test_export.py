@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -125,7 +129,8 @@ def test_videos_and_episodes_without_commands_are_exported_too(tmp_path):
     ("change", "complaint"),
     [
         ("none", "holds no episode files"),
-        ("kinds", "export them separately"),
+        ("kinds", "has_desired is True, False in"),
+        ("sizes", "front/rgb at frame 0 is (32, 32), in the first episode (48, 64)"),
         ("exists", "is there already"),
         ("rate", "no whole number; give --fps"),
         ("damaged", "not a readable HDF5 file"),
@@ -140,11 +145,37 @@ def test_what_cannot_be_exported_is_answered_in_one_line_and_leaves_nothing(chan
         write_episode(source / "a.h5", data)
     if change == "kinds":
         write_episode(source / "b.h5", episode(1))
+    if change == "sizes":
+        data.cameras["front"].frames = list(datasets.frames(8, size=(32, 32)))
+        write_episode(source / "b.h5", data)
     if change == "damaged":
         (source / "b.h5").write_bytes(b"nothing")
     if change == "exists":
         out.mkdir()
-    assert export(["--src", str(source), "--out", str(out)]) == 2
+    assert export(["--src", str(source), "--out", str(out), "--workers", "1"]) == 2
     said = capsys.readouterr().err
-    assert complaint in said and said.count("\n") == 1
+    assert complaint in said and said.splitlines()[-1].startswith("python -m data_utils.export: ")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "src"] if change == "exists" else ["src"]
+
+
+def test_ctrl_c_leaves_no_half_of_a_dataset(tmp_path):
+    (tmp_path / "src").mkdir()
+    for seed in range(20):
+        write_episode(tmp_path / f"src/{seed}.h5", episode(0))
+    command = [
+        sys.executable,
+        "-m",
+        "data_utils.export",
+        "--src",
+        str(tmp_path / "src"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.rglob("*.mp4")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=30)[1]
+    assert process.returncode == 130 and said.strip().endswith("interrupted; nothing was written")
+    assert [path.name for path in tmp_path.iterdir()] == ["src"]
