@@ -155,7 +155,7 @@ def test_what_cannot_be_exported_is_answered_in_one_line_and_leaves_nothing(chan
     assert export(["--src", str(source), "--out", str(out), "--workers", "1"]) == 2
     said = capsys.readouterr().err
     assert complaint in said and said.splitlines()[-1].startswith("python -m data_utils.export: ")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "src"] if change == "exists" else ["src"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == (["out", "src"] if change == "exists" else ["src"])
 
 
 def test_ctrl_c_leaves_no_half_of_a_dataset(tmp_path):
