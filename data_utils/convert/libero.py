@@ -158,7 +158,7 @@ class Recording:
     def add(self, action: np.ndarray) -> None:
         """``action`` (7,) is about to be executed."""
         world_from_ee = self.env.world_from_ee
-        target, openness = set_point(world_from_ee, action)
+        target, openness = set_point(world_from_ee, action, self.env.held_orientation)
         self.ee.append(world_from_ee)
         self.gripper.append(self.env.openness)
         self.ee_desired.append(target)
@@ -195,11 +195,16 @@ def kept_steps(actions: np.ndarray) -> np.ndarray:
     return np.array(kept, np.int64)
 
 
-def set_point(world_from_ee: np.ndarray, action: np.ndarray) -> tuple[np.ndarray, float]:
-    """The pose (4, 4) and openness that an OSC_POSE ``action`` (7,) tells a gripper at ``world_from_ee`` to take."""
+def set_point(world_from_ee: np.ndarray, action: np.ndarray, held: np.ndarray) -> tuple[np.ndarray, float]:
+    """The pose (4, 4) and openness that an OSC_POSE ``action`` (7,) tells a gripper at ``world_from_ee`` to take.
+
+    An action that turns nothing, to the last bit, leaves the controller's goal at the orientation ``held`` (3, 3): a
+    turn that was commanded before goes on. Its position goal is set anew by every action.
+    """
     offset = np.clip(action[:6], -1.0, 1.0)
     target = np.eye(4)
-    target[:3, :3] = Rotation.from_rotvec(MAX_ROTATION * offset[3:]).as_matrix() @ world_from_ee[:3, :3]
+    turn = Rotation.from_rotvec(MAX_ROTATION * offset[3:]).as_matrix()
+    target[:3, :3] = turn @ world_from_ee[:3, :3] if offset[3:].any() else held
     target[:3, 3] = world_from_ee[:3, 3] + MAX_TRANSLATION * offset[:3]
     return target, 0.0 if action[6] > 0 else 1.0
 

@@ -116,6 +116,11 @@ class LiberoEnv:
     def step(self, action: np.ndarray) -> None:
         """Executes one OSC_POSE ``action`` (7,) in [-1, 1] for one control step (0.05 s)."""
         self._env.step(np.asarray(action, np.float64))
+        # A physics step ends by moving the joints; poses of sites and cameras would stay those before it, and so differ
+        # from those that the controller starts the next action from.
+        model, data = self._sim.model._model, self._sim.data._data
+        mujoco.mj_kinematics(model, data)
+        mujoco.mj_camlight(model, data)
         self.time += 1
 
     # -- what is the case ---------------------------------------------------------------------------------------------
@@ -154,6 +159,11 @@ class LiberoEnv:
         pose[:3, :3] = self._sim.data.site_xmat[site].reshape(3, 3)
         pose[:3, 3] = self._sim.data.site_xpos[site]
         return pose
+
+    @property
+    def held_orientation(self) -> np.ndarray:
+        """(3, 3) of the grip site, where the controller will keep it until an action turns it."""
+        return np.array(self._env.robots[0].controller.goal_ori)
 
     @property
     def openness(self) -> float:
