@@ -196,7 +196,8 @@ class H5DatasetMapBase(torch.utils.data.Dataset):
 
     def _open(self, index: int) -> Episode:
         videos = _process_videos(os.getpid(), self.video_reader)
-        return Episode(self.paths[index], self.config.cameras, self.paths.video_root(index), videos)
+        path, root = self.paths[index], self.paths.video_root(index)
+        return Episode(path, self.config.cameras, root, videos, trusted=self.paths.is_unchanged(index))
 
     def _episode(self, index: int) -> Episode:
         self._claim()

@@ -31,6 +31,8 @@ class Episode:
         cameras: cameras that must be there; None: every group that has an ``rgb`` dataset.
         video_root: folder of the videos; None: what the file says, else the file's own folder.
         videos: open decoders shared with other episodes; None: decoders of its own.
+        trusted: the file has been checked, with these cameras, and is unchanged; opening it anew checks its checksums
+            alone, where it has any.
     Raises:
         DataError: anything that is missing, has the wrong shape or type, or cannot be read; names file and key.
     """
@@ -41,8 +43,10 @@ class Episode:
         cameras: Sequence[str] | None = None,
         video_root: str | None = None,
         videos: VideoCache | None = None,
+        trusted: bool = False,
     ) -> None:
         self.path = Path(path)
+        self._trusted = trusted
         self._video_root = video_root
         self._videos = videos
         self._own_videos: VideoCache | None = None
@@ -61,6 +65,9 @@ class Episode:
             raise
 
     def close(self) -> None:
+        # The file looks for every handle that is still open, which takes longer than to drop them.
+        self._datasets.clear()
+        self._readers.clear()
         self._file.close()
         if self._own_videos is not None:
             self._own_videos.close()
@@ -85,6 +92,9 @@ class Episode:
         self._attrs = dict(self._file.attrs)
         self._check_version()
         self._check_prompts()
+        if self._trusted and self._checksummed:
+            self._take_header(tuple(cameras or ()))
+            return
 
         shape, _ = self._dataset("ee_pose", "f")
         if len(shape) not in (3, 4) or shape[-2:] != (4, 4):
@@ -115,6 +125,20 @@ class Episode:
         self.cameras = tuple(cameras)
         for camera in self.cameras:
             self._check_camera(camera)
+
+    def _take_header(self, cameras: tuple[str, ...]) -> None:
+        """Open what the file was written with."""
+        for key in self._checksums:
+            group = key.rpartition("/")[0]
+            if not group or group in cameras:
+                self._datasets[key] = h5py.Dataset(h5py.h5d.open(self._file.id, key.encode()))
+        shape = self._datasets["ee_pose"].shape
+        self.num_frames, self.num_ee = shape[0], shape[1] if len(shape) == 4 else 1
+        self.has_desired = "ee_pose_desired" in self._datasets
+        self.cameras = cameras
+        for camera in cameras:
+            dtype = self._datasets[f"{camera}/rgb"].dtype
+            self._is_video[camera] = h5py.check_string_dtype(dtype) is not None
 
     def _check_version(self) -> None:
         version = self._attrs.get(schema.VERSION_ATTR, 0)
@@ -302,7 +326,7 @@ class Episode:
         key = f"{camera}/K"
         if key not in self._arrays:
             intrinsics = self._array(key).astype(np.float64)
-            fault = schema.intrinsics_fault(intrinsics.reshape(-1, 3, 3))
+            fault = None if self._trusted else schema.intrinsics_fault(intrinsics.reshape(-1, 3, 3))
             if fault is not None:
                 raise self._fault(key, f"at frame {fault[0]} {fault[1]}", "intrinsics")
             self._arrays[key] = intrinsics
@@ -407,7 +431,13 @@ class Episode:
         """A whole array as stored, compared with its checksum where the file has one; texts as (N,) objects."""
         dataset = self._datasets[key]
         with self._reading(key):
-            array = (dataset.asstr() if h5py.check_string_dtype(dataset.dtype) is not None else dataset)[()]
+            dtype = dataset.dtype
+            if dtype.kind in "fiub":
+                # The low-level call takes a fifth of the time of dataset[()].
+                array = np.empty(dataset.id.shape, dtype)
+                dataset.id.read(h5py.h5s.ALL, h5py.h5s.ALL, array)
+            else:
+                array = (dataset.asstr() if h5py.check_string_dtype(dtype) is not None else dataset)[()]
         if self._checksummed and self._checksums.get(key) != schema.array_checksum(array):
             raise self._fault(key, f"is not what was written; {_UNSEALED}", "checksum")
         return array
@@ -415,7 +445,7 @@ class Episode:
     def _poses(self, key: str) -> np.ndarray:
         if key not in self._arrays:
             poses = self._array(key).astype(np.float64)
-            fault = schema.pose_fault(poses.reshape(-1, 4, 4))
+            fault = None if self._trusted else schema.pose_fault(poses.reshape(-1, 4, 4))
             if fault is not None:
                 index, rule, what = fault
                 frame = index // (self.num_ee if key.startswith("ee_pose") else 1)
@@ -426,7 +456,7 @@ class Episode:
     def _grippers(self, key: str) -> np.ndarray:
         if key not in self._arrays:
             gripper = self._array(key).astype(np.float64).reshape(self.num_frames, self.num_ee)
-            fault = schema.openness_fault(gripper)
+            fault = None if self._trusted else schema.openness_fault(gripper)
             if fault is not None:
                 raise self._fault(key, f"at frame {fault[0]} {fault[1]}", "gripper")
             self._arrays[key] = gripper

@@ -56,7 +56,7 @@ class Loader:
         self.restarts = 0
         self._loader: DataLoader[Batch] | None = None
         self._workers: list[multiprocessing.Process] = []
-        self._suspects: set[int] = set()
+        self._suspects: dict[int, int] = {}  # episode that a lost worker was reading -> batches delivered then
         self._unexplained: deque[int] = deque()  # batches delivered when workers were lost for no known reason
         self._delivered = 0
 
@@ -146,10 +146,13 @@ class Loader:
                 reports.append(f"{report}, reading nothing")
                 continue
             reports.append(f"{report}, reading {self.mixture.path(number)}")
-            if process.exitcode in CRASHES or number in self._suspects:
+            # The same draw comes up again within the batches that workers make ahead.
+            ahead = self.options["num_workers"] * self.options["prefetch_factor"]
+            again = self._delivered - self._suspects.get(number, -ahead - 1) <= ahead
+            if process.exitcode in CRASHES or again:
                 self.mixture.block(number, ENDED)
                 explained = True
-            self._suspects.add(number)
+            self._suspects[number] = self._delivered
         if not dead:
             pid, number, seconds = max(reading, key=lambda entry: entry[2], default=(0, 0, 0.0))
             if seconds > self.timeout / 2:

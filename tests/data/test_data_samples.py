@@ -1,9 +1,12 @@
 """From episodes to samples: what the dictionary holds and where its values come from."""
 
+import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -13,6 +16,7 @@ from data_utils.config import DataConfig
 from data_utils.dataset_base import H5DatasetMapBase
 from data_utils.datasets import DATASETS, Droid, PickPlaceCan, get_dataset_class
 from data_utils.errors import DataError
+from data_utils.h5io import Episode, seal
 from data_utils.observation import (
     CameraFrame,
     StateTrack,
@@ -163,8 +167,6 @@ def test_the_offset_reaches_states_and_commands(tmp_path):
 def test_serving_and_training_share_one_path_bit_for_bit(episode):
     dataset = H5DatasetMapBase([episode], config(sample_dt=0.3), train=False)
     sample = dataset.sample(0, rng(), frame=6)
-    from data_utils.h5io import Episode
-
     with Episode(episode) as file:
         frames = [{c: CameraFrame(file.rgb(c, 6), file.K(c, 6), file.world_from_cam(c, 6)) for c in reversed(CAMERAS)}]
         window = slice(3, 7)  # a planner remembers the recent past only
@@ -295,6 +297,35 @@ def test_cameras_decoded_side_by_side_give_the_same_sample(episode):
 def test_a_dataset_refuses_readers_it_does_not_know(episode):
     with pytest.raises(ValueError, match="video_reader.*decord"):
         H5DatasetMapBase([episode], config(), video_reader="vlc")
+
+
+def test_a_file_that_was_checked_is_opened_on_trust_until_it_changes(tmp_path):
+    path = write_episode(tmp_path / "a.h5", frames=6, desired=True)
+    dataset, plain = (H5DatasetMapBase([path], config(), train=False) for _ in range(2))
+    plain._open = lambda index: Episode(path, CAMERAS)
+    assert dataset.episode(0)._trusted and not plain.episode(0)._trusted
+    for key, value in vars(plain.sample(0, rng(), 3)).items():
+        np.testing.assert_array_equal(value, getattr(dataset.sample(0, rng(), 3), key))
+    changed = pickle.loads(pickle.dumps(dataset))  # as in another process
+    dataset.episode(0).close()
+    plain.episode(0).close()
+    with h5py.File(path, "r+") as file:
+        file["gripper"][...] = 3.0
+        seal(file)
+    with pytest.raises(DataError, match="openness") as caught:
+        changed.sample(0, rng(), 3)
+    assert caught.value.rule == "gripper"
+
+
+def test_damage_that_leaves_size_and_time_alone_is_found_by_the_checksum(tmp_path):
+    path = write_episode(tmp_path / "a.h5", frames=6)
+    status = path.stat()
+    dataset = H5DatasetMapBase([path], config(), train=False)
+    with h5py.File(path, "r+") as file:
+        file["front/K"][0, 0] = 31.0
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(DataError, match="not what was written"):
+        dataset.sample(0, rng(), 3)
 
 
 def test_open_files_are_bounded(tmp_path):

@@ -125,8 +125,8 @@ def test_a_file_is_blamed_for_a_killed_worker_when_it_happens_twice(tmp_path):
 
 
 def test_workers_that_keep_dying_stop_the_run_in_one_line(tmp_path):
-    dataset = H5DatasetMapBase(folder_of(tmp_path, "0.h5", "1.h5"), config())
-    loader = loader_of([dataset], workers=1, multiplex=1000)
+    dataset = H5DatasetMapBase(folder_of(tmp_path, *(f"{i}.h5" for i in range(60))), config())
+    loader = loader_of([dataset], workers=1, prefetch_factor=1)
     with pytest.raises(DataError, match=rf"lost {MAX_RESTARTS + 1} times.*--workers") as caught:
         for _ in loader:
             for process in loader._workers:
