@@ -82,11 +82,16 @@ class LiberoConverter:
         }
 
     def jobs(self) -> list[Job]:
-        return [
-            Job(f"{_suite(path)}/{path.stem.removesuffix('_demo')}/demo_{int(demo[5:]):04d}", (str(path), demo))
-            for path in _files(self.settings.src)
-            for demo in _demo_names(path)
-        ]
+        jobs: dict[str, Job] = {}
+        for path in _files(self.settings.src):
+            suite, demos = _listing(path)
+            for demo in demos:
+                job = Job(f"{suite}/{path.stem.removesuffix('_demo')}/demo_{int(demo[5:]):04d}", (str(path), demo))
+                if job.name in jobs:
+                    other = jobs[job.name].key[0]
+                    raise DataError(f"{path}: {demo} is also in {other}; name one of the two in --src", "location")
+                jobs[job.name] = job
+        return list(jobs.values())
 
     def convert(self, job: Job) -> EpisodeData:
         path, name = job.key
@@ -144,16 +149,14 @@ class Recording:
     """What an environment shows, step by step, each before its action is executed."""
 
     def __init__(self, env: "LiberoEnv") -> None:
-        from examples.libero.simulator import CAMERAS  # loaded already, since there is an environment
-
         self.env = env
         self.fixtures = env.fixtures
         self.ee: list[np.ndarray] = []
         self.gripper: list[float] = []
         self.ee_desired: list[np.ndarray] = []
         self.gripper_desired: list[float] = []
-        self.frames = {camera: [] for camera in CAMERAS}
-        self.poses = {camera: [] for camera in CAMERAS}
+        self.frames = {camera: [] for camera in env.cameras}
+        self.poses = {camera: [] for camera in env.cameras}
 
     def add(self, action: np.ndarray) -> None:
         """``action`` (7,) is about to be executed."""
@@ -244,22 +247,16 @@ def _files(sources: tuple[Path, ...]) -> list[Path]:
     return list(dict.fromkeys(files))
 
 
-def _demo_names(path: Path) -> list[str]:
+def _listing(path: Path) -> tuple[str, list[str]]:
+    """The suite a file belongs to, which is its goal file's folder on whatever machine, and its demonstrations."""
     try:
         with h5py.File(path, "r") as file:
             names = [name for name in file["data"] if re.fullmatch(r"demo_\d+", name)]
+            folders = re.split(r"[\\/]", _text(file["data"], "bddl_file_name"))[:-1]
     except (OSError, RuntimeError, KeyError) as error:
         what = f"is not one of LIBERO's HDF5 files ({_one_line(error)}); name others, or fetch it again"
         raise DataError(f"{path}: {what}", "file") from error
-    return sorted(names, key=lambda name: int(name[5:]))
-
-
-def _suite(path: Path) -> str:
-    """The suite a file belongs to: its goal file's folder, whatever machine that was on."""
-    with h5py.File(path, "r") as file:
-        bddl = _text(file["data"], "bddl_file_name")
-    folder = re.split(r"[\\/]", bddl)[-2:-1]
-    return folder[0] if folder else path.parent.name
+    return folders[-1] if folders else path.parent.name, sorted(names, key=lambda name: int(name[5:]))
 
 
 def _language(problem: dict) -> str:

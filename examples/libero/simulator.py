@@ -42,6 +42,8 @@ class LiberoEnv:
         SimulatorError: a mesh or texture is missing, or OpenGL does not start.
     """
 
+    cameras = tuple(CAMERAS)
+
     def __init__(self, task: LiberoTask, image_size: int | None = 256) -> None:
         self.task = task
         self.image_size = image_size
@@ -171,7 +173,7 @@ class LiberoEnv:
         finger = self._sim.data.qpos[self._env.robots[0]._ref_gripper_joint_pos_indexes[0]]
         return float(np.clip(finger / FINGER_TRAVEL, 0.0, 1.0))
 
-    # -- cameras: names as in CAMERAS ---------------------------------------------------------------------------------
+    # -- cameras, by name ----------------------------------------------------------------------------------------------
 
     def rgb(self, camera: str) -> np.ndarray:
         """Image (H, W, 3) uint8, first row on top."""

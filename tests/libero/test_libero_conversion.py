@@ -173,6 +173,9 @@ def test_every_demonstration_of_every_file_is_an_episode_named_by_suite_task_and
     ]
     again = LiberoConverter(LiberoSettings((tmp_path / "a", tmp_path / f"a/{SOUP}_demo.hdf5"))).jobs()
     assert again == jobs[:3]  # a file named twice counts once
+    write_demos(tmp_path / f"c/{SOUP}_demo.hdf5")
+    with pytest.raises(DataError, match=r"c/.*demo_0 is also in .*a/"):
+        LiberoConverter(LiberoSettings((tmp_path,))).jobs()
 
 
 def test_a_demonstration_brings_its_first_state_its_scene_and_both_wordings(tmp_path, package):
