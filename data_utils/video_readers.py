@@ -63,6 +63,8 @@ class VideoReader(ABC):
             if self._decoder is None:
                 self._decoder = self._open()
             image = self._decode(int(index))
+            if image.ndim != 3 or image.shape[2] != 3:  # decord does so for some frames less than 64 pixels wide
+                raise video_error(self.index.path, f"{self.library} decodes it to shape {image.shape}; {OTHERS}")
         except BaseException:
             self.close()
             raise

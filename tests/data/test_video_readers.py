@@ -165,6 +165,16 @@ def test_other_codecs_are_read_rightly_or_refused(reader, tmp_path, codec):
         assert_frames_in_any_order(open_video(path, reader))
 
 
+def test_sizes_that_a_library_gets_wrong_are_refused(reader, tmp_path):
+    video = open_video(encode(tmp_path / "a.mp4", size=(32, 48)), reader)
+    try:
+        image = video.read(3)
+    except DataError as error:
+        assert reader == "decord" and error.rule == "video" and 'use reader "' in str(error)
+    else:
+        assert image.shape == (32, 48, 3) and number_in(image) == 3
+
+
 def test_matroska_is_read(reader, tmp_path):
     assert_frames_in_any_order(open_video(encode(tmp_path / "video.mkv", UNEVEN), reader))
 
