@@ -7,8 +7,9 @@ Training stops at the first fault of a file; here each part is read by itself, t
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import h5py
@@ -70,11 +71,6 @@ def find_faults(
     return search.faults()
 
 
-def camera_names(file: h5py.File) -> list[str]:
-    """Groups of an open file that are cameras, as :class:`Episode` finds them."""
-    return [name for name, item in file.items() if isinstance(item, h5py.Group) and "rgb" in item]
-
-
 def frames_checked(num_frames: int, deep: bool) -> Sequence[int]:
     """Frames of each camera that are decoded."""
     return range(num_frames) if deep else sorted({0, num_frames // 2, num_frames - 1})
@@ -119,6 +115,15 @@ class _Search:
             self.add(key, error.rule, str(error), frame)
             return None
 
+    @contextlib.contextmanager
+    def reading(self, key: str) -> Iterator[None]:
+        """What HDF5 says of damage, in exceptions of many types, becomes a fault."""
+        try:
+            yield
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError, OverflowError) as error:
+            what = f"cannot be read ({' '.join(str(error).split())[:200]}); the file is damaged"
+            self.add(key, "file", f"{key} {what}")
+
     # -- the parts of a file ----------------------------------------------------------------------------------------
 
     def file(self, cameras: Sequence[str], ee_indices: Sequence[int] | None) -> None:
@@ -130,11 +135,7 @@ class _Search:
             self.robot(header, stored)
             self.arms(header, ee_indices)
             self.subtasks(header)
-            try:
-                there = camera_names(stored)
-            except (OSError, RuntimeError, KeyError) as error:
-                what = f"groups cannot be listed ({' '.join(str(error).split())[:200]}); the file is damaged"
-                return self.add("header", "file", what)
+            there = self.camera_names(stored)
             if not {*there, *cameras}:
                 self.add(
                     "header", "camera", "there is no camera in the file; wanted a group <camera> with rgb, pose, K"
@@ -142,6 +143,17 @@ class _Search:
             for camera in dict.fromkeys([*cameras, *there]):
                 self.camera(camera, stored)
             self.other_checksums(header, stored, there)
+
+    def camera_names(self, stored: h5py.File) -> list[str]:
+        """Groups that are cameras; those that cannot be opened, which h5py passes over, are faults."""
+        names = []
+        with self.reading("header"):
+            for name, item in stored.items():
+                if item is None:
+                    self.add(name, "file", f"{name} cannot be opened; the file is damaged")
+                elif isinstance(item, h5py.Group) and "rgb" in item:
+                    names.append(name)
+        return names
 
     def times(self, header: Episode, stored: h5py.File) -> None:
         def every_frame(times: np.ndarray) -> Iterable[tuple[int, str, str]]:
@@ -233,12 +245,15 @@ class _Search:
         if listed is None:
             return
         for key, checksum in schema.parse_checksums(listed).items():
-            if key in OWN_KEYS or key.split("/")[0] in cameras:
+            group = key.split("/")[0]
+            if key in OWN_KEYS or group in cameras or ("file", group) in self._found:
                 continue
-            if key not in stored:
-                self.add(key, "checksum", f"{key} was written and is gone; record the episode again")
-            elif checksum is not None and checksum != schema.array_checksum(_raw(stored, key)):
-                self.add(key, "checksum", f"{key} is not what was written; record the episode again")
+            with self.reading(key):
+                gone = group if group not in stored else key
+                if gone not in stored:
+                    self.add(gone, "checksum", f"{gone} was written and is gone; record the episode again")
+                elif checksum is not None and checksum != schema.array_checksum(_raw(stored, key)):
+                    self.add(key, "checksum", f"{key} is not what was written; record the episode again")
 
     # -- arrays -----------------------------------------------------------------------------------------------------
 
@@ -263,7 +278,9 @@ class _Search:
             self.add(key, first.rule, str(first))
         elif first.rule == "file":
             return self.add(key, first.rule, str(first))
-        faults = list(every_frame(_raw(stored, key)))
+        faults = []
+        with self.reading(key):
+            faults = list(every_frame(_raw(stored, key)))
         for frame, rule, what in faults:
             self.add(key, rule, f"{key} at frame {frame} {what}", frame)
         if not faults:

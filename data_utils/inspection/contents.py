@@ -122,19 +122,25 @@ def _camera(episode: Episode, camera: str, videos: VideoCache) -> CameraContents
         video, _ = episode.video_location(camera, 0)
         bytes_per_frame = _video_bytes_per_frame(video, videos)
     else:
-        with h5py.File(episode.path, "r") as file:
-            frames = file[f"{camera}/rgb"]
-            storage = "raw" if frames.ndim == 4 else "jpeg"
-            if storage == "raw":
-                bytes_per_frame = frames.id.get_storage_size() / len(frames)
-            else:
-                some = np.unique(np.linspace(0, len(frames) - 1, MEASURED_FRAMES).astype(int))
-                bytes_per_frame = float(np.mean([len(frames[int(frame)]) for frame in some]))
+        storage, bytes_per_frame = _stored_frames(episode, f"{camera}/rgb")
     try:
         hw, masked = episode.rgb(camera, 0).shape[:2], episode.mask(camera, 0) is not None
     except DataError:  # named as a fault of the file
         hw, masked = (0, 0), False
     return CameraContents(storage, hw, bytes_per_frame, bool(np.ptp(poses, axis=0).max() > 1e-6), masked, video)
+
+
+def _stored_frames(episode: Episode, key: str) -> tuple[str, float]:
+    """How frames are stored, and bytes per frame; 0 where they are damaged, which is named as a fault of the file."""
+    with h5py.File(episode.path, "r") as file:
+        frames = file[key]
+        if frames.ndim == 4:
+            return "raw", frames.id.get_storage_size() / len(frames)
+        some = np.unique(np.linspace(0, len(frames) - 1, MEASURED_FRAMES).astype(int)).tolist()
+        try:
+            return "jpeg", float(np.mean([len(frames[frame]) for frame in some]))
+        except (OSError, RuntimeError):
+            return "jpeg", 0.0
 
 
 def _video_bytes_per_frame(path: str, videos: VideoCache) -> float:
