@@ -24,7 +24,7 @@ from data_utils.types import Batch, TokenizedPrompt
 logger = logging.getLogger(__name__)
 
 MAX_RESTARTS, RESTART_WINDOW = 8, 1000  # restarts that no episode explains, within so many batches
-POLL_S = 1.0  # how soon a dead worker is noticed
+POLL_S = 5.0  # how soon a dead worker is noticed; workers on a busy machine take up an epoch sooner than this
 # What a library does to its process; a worker that ends in another way may have been killed by somebody.
 CRASHES = {-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGABRT, -signal.SIGFPE, -signal.SIGILL}
 
@@ -99,6 +99,15 @@ class Loader:
         handler = signal.getsignal(signal.SIGCHLD)
         try:
             batches = iter(loader)
+        except RuntimeError as error:
+            # Workers that stay from the epoch before have ended since, or are slow to take up the new one.
+            dead = self._dead(patience=0.0)
+            if dead:
+                raise _WorkersLost(dead) from error
+            if not self._workers or "DataLoader timed out" not in str(error):
+                raise
+            self._end_workers()
+            return self._begin()
         finally:
             # torch's handler would raise in the middle of whatever the main thread does when a worker dies.
             if threading.current_thread() is threading.main_thread():

@@ -8,12 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from data_utils import loader as loader_module
 from data_utils.dataset_base import H5DatasetMapBase
 from data_utils.errors import DataError
 from data_utils.loader import MAX_RESTARTS, build_loader
 from data_utils.mixture import Mixture
 from data_utils.samplers import SampleKey
 from tests.data.episodes import config, tokenize, write_episode
+
+
+@pytest.fixture(autouse=True)
+def _soon(monkeypatch):
+    monkeypatch.setattr(loader_module, "POLL_S", 1.0)
 
 
 class Rigged(H5DatasetMapBase):
@@ -95,10 +101,28 @@ def test_a_killed_worker_changes_nothing_in_the_batches(tmp_path, caplog):
     for number, batch in enumerate(loader):
         seen.append(batch)
         if number in (3, 4, 11):
-            os.kill(loader._workers[number % 2].pid, signal.SIGKILL)
+            os.kill(loader.worker_pids[number % 2], signal.SIGKILL)
     assert fingerprint(seen) == whole and 1 <= loader.restarts <= 3 and not skipped(seen)
     assert "SIGKILL" in caplog.text and "started again at batch" in caplog.text
     assert fingerprint(loader) == whole, "the next epoch starts where the sampler says"
+
+
+def test_workers_killed_between_two_epochs_are_started_again(tmp_path):
+    dataset = H5DatasetMapBase(folder_of(tmp_path, "0.h5", "1.h5", "2.h5"), config())
+    loader = loader_of([dataset])
+    first = fingerprint(loader)
+    for pid in loader.worker_pids:
+        os.kill(pid, signal.SIGKILL)
+    assert fingerprint(loader) == first and loader.restarts == 1
+
+
+def test_workers_that_are_slow_to_take_up_an_epoch_are_replaced(tmp_path):
+    dataset = H5DatasetMapBase(folder_of(tmp_path, "0.h5", "1.h5", "2.h5"), config())
+    loader = loader_of([dataset])
+    first = fingerprint(loader)
+    for pid in loader.worker_pids:
+        os.kill(pid, signal.SIGSTOP)
+    assert fingerprint(loader) == first and loader.restarts == 0
 
 
 def test_a_file_that_crashes_its_reader_is_blocked_and_everything_else_stays(tmp_path, caplog):
@@ -129,8 +153,7 @@ def test_workers_that_keep_dying_stop_the_run_in_one_line(tmp_path):
     loader = loader_of([dataset], workers=1, prefetch_factor=1)
     with pytest.raises(DataError, match=rf"lost {MAX_RESTARTS + 1} times.*--workers") as caught:
         for _ in loader:
-            for process in loader._workers:
-                process.kill()
+            os.kill(loader.worker_pids[0], signal.SIGKILL)
     assert "\n" not in str(caught.value)
 
 
