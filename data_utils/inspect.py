@@ -11,7 +11,6 @@ import glob
 import json
 import os
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,6 @@ from data_utils.inspection.contents import Contents
 from data_utils.inspection.texts import count_text, episode_lines, set_lines, speed_lines
 
 PROG = "python -m data_utils.inspect"
-LISTED_WARNINGS = 20
 MEASURED_EPISODES = 200  # of large sets
 
 
@@ -199,12 +197,15 @@ def _print_found(inspected: Sequence[Inspected]) -> None:
     else:
         readable = [item.contents for item in inspected if item.contents is not None]
         print("\n".join(set_lines(readable, len(inspected))))
-    warnings = [(item.path, rule, message) for item in inspected for rule, message in item.warnings]
-    for path, rule, message in warnings[:LISTED_WARNINGS]:
-        print(f"{path}: warning, {rule}: {message}")
-    if len(warnings) > LISTED_WARNINGS:
-        counts = ", ".join(f"{count} {rule}" for rule, count in Counter(rule for _, rule, _ in warnings).most_common())
-        print(f"and more like these: {len(warnings)} warnings in all ({counts}); --json lists them")
+    by_rule: dict[str, list[str]] = {}
+    for item in inspected:
+        for rule, message in item.warnings:
+            by_rule.setdefault(rule, []).append(f"{item.path}: warning, {rule}: {message}")
+    for rule, lines in by_rule.items():
+        shown = len(lines) if len(inspected) == 1 else 1
+        print("\n".join(lines[:shown]))
+        if lines[shown:]:
+            print(f"  and {len(lines) - shown} more warnings about {rule} in other episodes; --json lists them")
     for item in inspected:
         for rule, message in item.faults:
             print(f"{item.path}: {rule}: {message}")

@@ -125,6 +125,18 @@ def test_a_good_set_is_described_and_its_first_episode_drawn(folder, tmp_path, c
     assert found["faulty"] == 0 and [item["contents"]["frames"] for item in found["episodes"]] == [6, 6, 6]
 
 
+def test_warnings_of_a_set_are_counted_and_leave_the_exit_code_alone(folder, capsys):
+    for path in folder.iterdir():
+        with edited(path) as file:
+            file["gripper"][...] = 0.5
+    assert inspect.main([str(folder), "--frames", "0"]) == 0
+    said = lines(capsys)
+    assert [line for line in said if "warning" in line] == [
+        f"{folder}/0.h5: warning, gripper: gripper is 0.5 in every frame; is its reading connected?",
+        "  and 2 more warnings about gripper in other episodes; --json lists them",
+    ]
+
+
 def test_one_episode_is_described_whole(folder, capsys):
     path = folder / "0.h5"
     with edited(path) as file:
