@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,7 +82,8 @@ def write_video(path: Path, episode: Episode, horizon: int, rate: float) -> None
         rate: frames per second of the recording; beyond what players show, 20 are shown.
     """
     with VideoWriter(path, rate if 4 <= rate <= 60 else DEFAULT_FPS) as video:
-        for frame in tqdm(range(len(episode)), desc=f"video {path.name}", unit="frame", delay=2.0):
+        often = 0.2 if sys.stderr.isatty() else 30.0  # a log file gets a line every half minute
+        for frame in tqdm(range(len(episode)), f"video {path.name}", unit="frame", delay=2.0, mininterval=often):
             row = _row(episode, frame, horizon)
             # One line, as all frames of a video have one size.
             prompt, *rest = _broken(episode.prompt(frame=frame), 16, row.shape[1] - 40)
