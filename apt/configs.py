@@ -101,6 +101,12 @@ class TrainConfig:
     ema_decay: float = 0.9995
     max_iterations: int = 600000
 
+    # -- back-end
+    backend: str = "ddp"
+    """How processes work together: ddp or deepspeed."""
+    ds_zero: int = 2
+    """Under deepspeed, what is sharded: 2, gradients and optimizer state; 3, parameters as well."""
+
     # -- the run
     train_stage: int = 1
     """0: VA prior (paper's Stage 1). 1: VLA (paper's Stage 2)."""
@@ -142,6 +148,12 @@ class TrainConfig:
         require(
             self.vlm_param_dtype in ("fp32", "bf16"),
             f"vlm_param_dtype is {self.vlm_param_dtype!r}; wanted fp32 or bf16",
+        )
+        require(self.backend in ("ddp", "deepspeed"), f"backend is {self.backend!r}; wanted ddp or deepspeed")
+        require(self.ds_zero in (2, 3), f"ds_zero is {self.ds_zero}; wanted 2 or 3")
+        require(
+            not (self.use_compile and self.backend == "deepspeed" and self.ds_zero == 3),
+            "use_compile does not work with ds_zero 3, whose parameters come and go; use --ds-zero 2 or --backend ddp",
         )
         require(self.device in ("auto", "cpu", "cuda"), f"device is {self.device!r}; wanted auto, cpu or cuda")
         require(bool(self.dataset_classes), "dataset_classes is empty; name at least one dataset")

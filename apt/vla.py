@@ -148,7 +148,21 @@ class VLA(nn.Module):
             noise = torch.randn(shape, device=robot.history.device, generator=generator)
         return self.expert.predict(self.vlm(observation), robot, noise, steps)
 
+    def bare_parameters(self) -> list[nn.Parameter]:
+        """Parameters that a forward pass reads otherwise than by calling the layer that owns them.
+
+        A back-end that shards parameters finds the others by those calls; these it must be told about.
+        """
+        expert, patches = self.expert, self.vlm.qwen.model.visual.patch_embed.proj
+        last_projection = expert.blocks[-1].attn.to_qkv  # of which the VL stream needs a part
+        return [expert.arm_embedding, *expert.gates, *last_projection.parameters(), *patches.parameters()]
+
     # -- checkpoints -----------------------------------------------------------------------------------------------
+
+    def released_parameters(self) -> list[nn.Parameter]:
+        """The parameters that :meth:`released_weights` and :meth:`released_vlm_weights` read."""
+        tuned = [p for name, p in self.vlm.qwen.named_parameters() if name in self._tuned_vlm_names]
+        return [*self.expert.parameters(), *tuned]
 
     def released_weights(self) -> dict[str, torch.Tensor]:
         """The expert under released names."""

@@ -1,14 +1,16 @@
 """How processes work together: the interface every back-end meets, and DDP (one process included).
 
-The trainer knows this interface alone; it has no branches per back-end.
+The trainer knows this interface alone; it has no branches per back-end. The other one is DeepSpeed
+(``train_utils/deepspeed_backend.py``), under which a process may hold a part of each parameter only.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -40,11 +42,27 @@ class Backend(Protocol):
         """Clip, update, clear gradients. Returns the gradient norm and whether it was finite (else nothing was
         updated), both on the device and alike on every rank."""
 
-    def optimizer_state(self) -> dict:
-        """What ``ckpt_latest.pt`` embeds, on the main process: ``optimizer``."""
+    def gathered(self, parameters: Iterable[nn.Parameter]) -> contextlib.AbstractContextManager:
+        """Context in which these parameters are whole on every rank, for reading; entered by all ranks together."""
 
-    def load_optimizer_state(self, content: dict) -> None:
-        """Restore from a checkpoint's content. Raises ``ValueError`` when it does not fit."""
+    def trained_parts(self) -> list[torch.Tensor]:
+        """What this rank holds of each trained parameter, in module order; follows the updates."""
+
+    def join(self, parts: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Whole tensors, shaped as the trained parameters, of all ranks' parts; called by all ranks together."""
+
+    def split(self, whole: list[torch.Tensor]) -> list[torch.Tensor]:
+        """This rank's part of each whole tensor. Raises ``ValueError`` where they are not the trained parameters'."""
+
+    def saving(self, latest: Path) -> contextlib.AbstractContextManager[dict]:
+        """Context around the writing of ``latest`` (the run's ``ckpt_latest.pt``), entered by all ranks together.
+
+        Yields what the file embeds for :meth:`load_optimizer_state`; a back-end that keeps optimizer state in files of
+        its own writes them beside it, so that a kill at any moment leaves files that belong together.
+        """
+
+    def load_optimizer_state(self, content: dict, latest: Path) -> None:
+        """Restore from the content of the checkpoint ``latest``. Raises ``ValueError`` when it does not fit."""
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """Mean over ranks."""
@@ -63,76 +81,34 @@ class Backend(Protocol):
     def close(self) -> None: ...
 
 
-class DDPBackend:
-    """torch's DistributedDataParallel: NCCL between GPUs, gloo between CPUs; plain torch for one process.
+class Processes:
+    """The processes of a run and what they tell each other: NCCL between GPUs, gloo between CPUs.
 
     Ranks come from torchrun's environment (RANK, WORLD_SIZE, LOCAL_RANK).
 
     Args:
         device: "auto", "cpu" or "cuda".
+        group_of_one: make a process group for a single process too.
     """
 
-    def __init__(self, device: str = "auto", timeout_s: float = 1800.0) -> None:
+    def __init__(self, device: str = "auto", timeout_s: float = 1800.0, group_of_one: bool = False) -> None:
         self.rank = int(os.environ.get("RANK", 0))
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))
         self.device = select_device(device, int(os.environ.get("LOCAL_RANK", 0)))
+        nccl = self.device.type == "cuda"
+        options = {
+            "backend": "nccl" if nccl else "gloo",
+            "timeout": timedelta(seconds=timeout_s),
+            "device_id": self.device if nccl else None,
+        }
         if self.world_size > 1:
-            nccl = self.device.type == "cuda"
-            dist.init_process_group(
-                "nccl" if nccl else "gloo",
-                timeout=timedelta(seconds=timeout_s),
-                device_id=self.device if nccl else None,
-            )
-        self._model: nn.Module | None = None
-        self._optimizer: torch.optim.Optimizer | None = None
+            dist.init_process_group(**options)
+        elif group_of_one:
+            dist.init_process_group(**options, store=dist.HashStore(), rank=0, world_size=1)
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
-
-    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
-        self._optimizer = optimizer
-        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        if self.world_size == 1:
-            self._model = model
-        else:
-            self._model = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
-        return self._model
-
-    def accumulating(self, is_last: bool) -> contextlib.AbstractContextManager:
-        if is_last or self.world_size == 1:
-            return contextlib.nullcontext()
-        return self._model.no_sync()
-
-    def backward(self, loss: torch.Tensor) -> None:
-        loss.backward()
-
-    def step(self, max_norm: float) -> tuple[torch.Tensor, torch.Tensor]:
-        norm = nn.utils.clip_grad_norm_(self._trained, max_norm)
-        finite = torch.isfinite(norm)
-        # The fused optimizer reads this flag on the device and updates nothing when it is set: no sync per step.
-        self._optimizer.found_inf = (~finite).float()
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        return norm, finite
-
-    def optimizer_state(self) -> dict:
-        return {"optimizer": self._optimizer.state_dict()}
-
-    def load_optimizer_state(self, content: dict) -> None:
-        saved = content.get("optimizer")
-        if saved is None:
-            raise ValueError("the checkpoint embeds no optimizer state")
-        own = self._optimizer.state_dict()
-        sizes = [[len(group["params"]) for group in state["param_groups"]] for state in (saved, own)]
-        if sizes[0] != sizes[1]:
-            raise ValueError(f"its parameter groups hold {sizes[0]} tensors, this run's {sizes[1]}")
-        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
-        for index, state in saved["state"].items():
-            if state["exp_avg"].shape != parameters[index].shape:
-                raise ValueError(f"tensor {index} has shape {tuple(state['exp_avg'].shape)}, this run's differs")
-        # Hyper-parameters are this run's, the moments are the checkpoint's.
-        self._optimizer.load_state_dict({"state": saved["state"], "param_groups": own["param_groups"]})
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         if self.world_size > 1:
@@ -170,8 +146,74 @@ class DDPBackend:
             dist.barrier()
 
     def close(self) -> None:
-        if self.world_size > 1 and dist.is_initialized():
+        if dist.is_initialized():
             dist.destroy_process_group()
+
+
+class DDPBackend(Processes):
+    """torch's DistributedDataParallel; plain torch for one process."""
+
+    def __init__(self, device: str = "auto", timeout_s: float = 1800.0) -> None:
+        super().__init__(device, timeout_s)
+        self._model: nn.Module | None = None
+        self._optimizer: torch.optim.Optimizer | None = None
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> nn.Module:
+        self._optimizer = optimizer
+        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if self.world_size == 1:
+            self._model = model
+        else:
+            self._model = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+        return self._model
+
+    def accumulating(self, is_last: bool) -> contextlib.AbstractContextManager:
+        if is_last or self.world_size == 1:
+            return contextlib.nullcontext()
+        return self._model.no_sync()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
+    def step(self, max_norm: float) -> tuple[torch.Tensor, torch.Tensor]:
+        norm = nn.utils.clip_grad_norm_(self._trained, max_norm)
+        finite = torch.isfinite(norm)
+        # The fused optimizer reads this flag on the device and updates nothing when it is set: no sync per step.
+        self._optimizer.found_inf = (~finite).float()
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return norm, finite
+
+    def gathered(self, parameters: Iterable[nn.Parameter]) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext()
+
+    def trained_parts(self) -> list[torch.Tensor]:
+        return self._trained
+
+    def join(self, parts: list[torch.Tensor]) -> list[torch.Tensor]:
+        return parts
+
+    def split(self, whole: list[torch.Tensor]) -> list[torch.Tensor]:
+        return whole
+
+    @contextlib.contextmanager
+    def saving(self, latest: Path) -> Iterator[dict]:
+        yield {"optimizer": self._optimizer.state_dict()}
+
+    def load_optimizer_state(self, content: dict, latest: Path) -> None:
+        saved = content.get("optimizer")
+        if saved is None:
+            raise ValueError("the checkpoint embeds no optimizer state (it was not written under --backend ddp)")
+        own = self._optimizer.state_dict()
+        sizes = [[len(group["params"]) for group in state["param_groups"]] for state in (saved, own)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(f"its parameter groups hold {sizes[0]} tensors, this run's {sizes[1]}")
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        for index, state in saved["state"].items():
+            if state["exp_avg"].shape != parameters[index].shape:
+                raise ValueError(f"tensor {index} has shape {tuple(state['exp_avg'].shape)}, this run's differs")
+        # Hyper-parameters are this run's, the moments are the checkpoint's.
+        self._optimizer.load_state_dict({"state": saved["state"], "param_groups": own["param_groups"]})
 
 
 def select_device(wanted: str, local_rank: int = 0) -> torch.device:

@@ -7,20 +7,21 @@ from torch import nn
 
 
 class EMA:
-    """Shadow copies of a module's trainable parameters, in module order.
+    """Shadow copies of trained parameters, in module order.
 
     Args:
+        parameters: to follow; where a back-end shards them, this rank's parts (``Backend.trained_parts``).
         decay: of the average; over the first updates at most ``(1 + n) / (10 + n)``, so that it starts from recent
             weights.
     """
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
+    def __init__(self, parameters: list[torch.Tensor], decay: float) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"ema_decay is {decay}; wanted a number from 0 to below 1")
-        self._parameters = [p for p in module.parameters() if p.requires_grad]
+        self._parameters = parameters
         self.decay = decay
         self.num_updates = 0
-        self.shadow = [p.detach().clone() for p in self._parameters]
+        self.shadow = [p.detach().clone() for p in parameters]
 
     @torch.no_grad()
     def update(self) -> None:
@@ -29,14 +30,18 @@ class EMA:
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         torch._foreach_lerp_(self.shadow, [p.detach() for p in self._parameters], 1 - decay)
 
-    def state_dict(self) -> dict:
-        return {"decay": self.decay, "num_updates": self.num_updates, "shadow_params": self.shadow}
+    def state_dict(self, whole: list[torch.Tensor]) -> dict:
+        """torch_ema's state; ``whole`` are the shadows of all ranks, joined."""
+        return {"decay": self.decay, "num_updates": self.num_updates, "shadow_params": whole}
 
-    def load_state_dict(self, state: dict) -> None:
-        """Raises ``ValueError`` when the shadows are not of these parameters."""
-        check_shadow(state["shadow_params"], self._parameters)
+    def load_state_dict(self, state: dict, parts: list[torch.Tensor]) -> None:
+        """``parts`` are this rank's parts of the state's shadows, shaped as the parameters followed.
+
+        Raises ``ValueError`` when the shadows are not of these parameters.
+        """
+        check_shadow(parts, self._parameters)
         self.decay, self.num_updates = float(state["decay"]), int(state["num_updates"] or 0)
-        for own, saved in zip(self.shadow, state["shadow_params"], strict=True):
+        for own, saved in zip(self.shadow, parts, strict=True):
             own.copy_(saved)
 
 
