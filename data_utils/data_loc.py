@@ -128,7 +128,7 @@ def _locations(name: str, entry, source: Path) -> list[Location]:
             )
         absolute = {key: os.path.expandvars(os.path.expanduser(value)) for key, value in values.items()}
         absolute = {key: os.path.abspath(source.parent / value) for key, value in absolute.items()}
-        if next(_episodes(absolute["path"]), None) is None:
+        if next(episode_files(absolute["path"]), None) is None:
             raise DataError(
                 f"dataset {name}: {absolute['path']} (from {source}) matches no episode files "
                 f"(*{', *'.join(EPISODE_SUFFIXES)}); correct the entry or put the data there",
@@ -138,7 +138,7 @@ def _locations(name: str, entry, source: Path) -> list[Location]:
     return locations
 
 
-def _episodes(path: str) -> Iterator[str]:
+def episode_files(path: str) -> Iterator[str]:
     """Episode files under ``path``, as they are found."""
     if os.path.isdir(path):
         for folder, _, names in os.walk(path, followlinks=True):

@@ -13,7 +13,7 @@ import numpy as np
 import torch.utils.data
 
 from data_utils.config import DataConfig
-from data_utils.data_loc import locate
+from data_utils.data_loc import Location, locate
 from data_utils.episode_list import Fault, list_episodes
 from data_utils.errors import DataError
 from data_utils.h5io import Episode
@@ -32,7 +32,7 @@ class H5DatasetMapBase(torch.utils.data.Dataset):
     Episodes that the index knows to be faulty are left out and listed in :attr:`faults`.
 
     Args:
-        paths: episode files; None: where ``data_loc`` says this class's data is.
+        paths: episode files, or locations of them; None: where ``data_loc`` says this class's data is.
         config: replaces the class's own.
         train: draw camera order, reference camera and augmentation; else both are fixed and nothing is augmented.
         train_stage: 0 (VA prior) reads the first half of the sorted episodes where the class asks for it, 1 (VLA) all.
@@ -53,7 +53,7 @@ class H5DatasetMapBase(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        paths: Sequence[str | os.PathLike] | None = None,
+        paths: Sequence[str | os.PathLike] | Sequence[Location] | None = None,
         config: DataConfig | None = None,
         train: bool = True,
         train_stage: int = 1,

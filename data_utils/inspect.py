@@ -7,7 +7,6 @@ of the file, and the rest goes on.
 from __future__ import annotations
 
 import dataclasses
-import glob
 import json
 import os
 import sys
@@ -22,7 +21,7 @@ from tqdm import tqdm
 
 from data_utils.checker import FileChecker, Report, Request
 from data_utils.cli import CommandLineError, parse
-from data_utils.data_loc import is_episode_name
+from data_utils.data_loc import episode_files
 from data_utils.errors import DataError
 from data_utils.inspection.contents import Contents
 from data_utils.inspection.texts import count_text, episode_lines, set_lines, speed_lines
@@ -150,13 +149,7 @@ def find_files(paths: Sequence[str]) -> list[str]:
         raise CommandLineError("which episodes? name files, folders or quoted globs; --help lists the flags")
     found: list[str] = []
     for path in paths:
-        if os.path.isdir(path):
-            here = [os.path.join(folder, name) for folder, _, names in os.walk(path, followlinks=True)
-                    for name in names if is_episode_name(name)]  # fmt: skip
-        elif os.path.isfile(path):
-            here = [path]
-        else:
-            here = [item for item in glob.glob(path, recursive=True) if is_episode_name(os.path.basename(item))]
+        here = list(episode_files(path))
         if not here:
             raise CommandLineError(f"{path} is no episode file, and no folder or glob of .h5 or .hdf5 files")
         found += here

@@ -66,7 +66,7 @@ class VideoCache:
         threads: decoding threads of each decoder.
     """
 
-    def __init__(self, reader: str = "decord", max_open: int = 8, threads: int = 1) -> None:
+    def __init__(self, reader: str = "decord", max_open: int = 16, threads: int = 1) -> None:
         _check_reader(reader)
         if max_open < 1:
             raise ValueError(f"max_open is {max_open}; at least one decoder must be open")

@@ -18,7 +18,7 @@ import numpy as np
 
 from data_utils.video_index import VideoIndex, video_error
 
-OTHERS = 'use reader "pyav"'
+OTHERS = 'use reader "pyav" (--video_reader pyav)'
 
 
 class VideoReader(ABC):
