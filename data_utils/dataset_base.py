@@ -214,17 +214,17 @@ class H5DatasetMapBase(torch.utils.data.Dataset):
 
     def _observed_frames(self, episode: Episode, observed: list[int]) -> list[dict[str, CameraFrame]]:
         cameras = self.config.cameras
-        wanted = [(camera, frame) for frame in observed for camera in cameras]
+
+        def read(camera: str) -> list[CameraFrame]:
+            return [_camera_frame(episode, camera, frame) for frame in observed]
+
         if self.decode_threads < 2:
-            frames = [_camera_frame(episode, camera, frame) for camera, frame in wanted]
+            tracks = [read(camera) for camera in cameras]
         else:
             if self._threads is None:
                 self._threads = ThreadPoolExecutor(self.decode_threads, "decode")
-            frames = list(self._threads.map(lambda item: _camera_frame(episode, *item), wanted))
-        return [
-            dict(zip(cameras, frames[first : first + len(cameras)], strict=True))
-            for first in range(0, len(frames), len(cameras))
-        ]
+            tracks = list(self._threads.map(read, cameras))
+        return [dict(zip(cameras, frames, strict=True)) for frames in zip(*tracks, strict=True)]
 
     def _arms(self, episode: Episode) -> list[int]:
         arms = episode.ee_indices if episode.ee_indices is not None else self.config.ee_indices

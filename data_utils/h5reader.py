@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -486,11 +487,13 @@ class _ItemReader:
         self._space = self._id.get_space()
         self._one = h5py.h5s.create_simple((1,))
         self._type = h5py.h5t.py_create(self._dtype)
+        self._lock = threading.Lock()  # between choosing the item and reading it
 
     def __call__(self, index: int) -> np.ndarray:
-        self._space.select_hyperslab((index,), (1,))
         out = np.empty(1, self._dtype)
-        self._id.read(self._one, self._space, out, self._type)
+        with self._lock:
+            self._space.select_hyperslab((index,), (1,))
+            self._id.read(self._one, self._space, out, self._type)
         return out[0]
 
 
