@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import signal
 import sys
 import time
-from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
@@ -28,19 +28,19 @@ from data_utils.loader import build_loader
 from data_utils.types import Batch
 from train_utils.backend import Backend, DDPBackend
 from train_utils.bad_episodes import SKIPPED, BadEpisodes
+from train_utils.deepspeed_backend import DeepSpeedBackend
 from train_utils.ema import EMA
+from train_utils.failures import MISTAKE, RunFailed, fail
 from train_utils.metrics import MetricWindow, Stopwatch, format_duration
+from train_utils.nonfinite import NonFiniteSteps
 from train_utils.optim import build_optimizer, set_learning_rate
 from train_utils.pictures import gate_picture, trajectory_picture
+from train_utils.resume_command import VARIABLE, continue_stage
 from train_utils.run_dir import RunDirectory, check_run_dir
 
 MAX_NONFINITE_STEPS = 20
 # Everything a user can get wrong: reported as one line, without a traceback.
 USER_ERRORS = (CommandLineError, ConfigError, CheckpointError, CheckpointMismatch, DataError, VLMLoadError)
-
-
-class TrainingDiverged(RuntimeError):
-    """Losses stayed infinite or NaN."""
 
 
 class Trainer:
@@ -91,8 +91,9 @@ class Trainer:
         if config.use_compile:
             self.model.expert.compile()
         self.optimizer = build_optimizer(self.model, config.max_lr, config.wd, config.vlm_lr, config.vlm_wd)
+        self._plan = self.describe()  # a sharded model no longer knows its size
         self._forward = backend.prepare(self.model, self.optimizer)
-        self.ema = EMA(self.model, config.ema_decay) if config.ema_enabled else None
+        self.ema = EMA(backend.trained_parts(), config.ema_decay) if config.ema_enabled else None
 
         size = data_size(config)
         tokenize = self.model.vlm.prompt_tokenizer(size)
@@ -159,34 +160,35 @@ class Trainer:
         self.best_score, self.latest_score = float(start["best_score"]), float(start["latest_score"])
         self.epoch, self._epoch_samples = int(start["last_ep"]), int(start.get("epoch_samples", 0))
         try:
-            self.backend.load_optimizer_state(start)
+            self.backend.load_optimizer_state(start, self.config.run_dir / LATEST)
         except ValueError as error:
             self._say(f"warning: the optimizer starts fresh: {error}")
         if self.ema is not None and start.get("ema"):
             try:
-                self.ema.load_state_dict(start["ema"])
+                self.ema.load_state_dict(start["ema"], self.backend.split(start["ema"]["shadow_params"]))
             except ValueError as error:
                 self._say(f"warning: the EMA starts fresh: {error}")
         self._say(f"resume: {self.config.name} at iteration {self.iteration}")
 
     # -- the loop --------------------------------------------------------------------------------------------------
 
-    def run(self) -> None:
-        """Train to ``max_iterations``, or until SIGTERM or SIGINT; saves either way."""
+    def run(self, continued: str = "") -> None:
+        """Train to ``max_iterations``, or until SIGTERM or SIGINT; saves either way.
+
+        Args:
+            continued: the command line that would resume this run.
+        """
         config, backend = self.config, self.backend
         window, stopwatch = MetricWindow(), Stopwatch()
-        nonfinite_run = torch.zeros((), device=backend.device)  # consecutive skipped steps
-        skipped = torch.zeros((), device=backend.device)
-        recent: deque[list[str]] = deque(maxlen=MAX_NONFINITE_STEPS)
+        nonfinite = NonFiniteSteps(backend.device)
         batches = self._batches(stopwatch)
-        self._say(self.describe())
+        self._say(f"{self._plan}; iterations {self.iteration} to {self.config.max_iterations}")
 
         with self._catch_signals():
             while self.iteration < config.max_iterations:
                 lr = set_learning_rate(self.optimizer, self.iteration, config.num_warmup)
                 for micro in range(config.gradient_accumulation_steps):
                     batch = next(batches)
-                    recent.append(batch.source)
                     is_last = micro == config.gradient_accumulation_steps - 1
                     with backend.accumulating(is_last), self._autocast():
                         loss = self._forward(
@@ -197,11 +199,11 @@ class Trainer:
                             noise_samples=config.noise_samples_per_obs,
                         )
                         backend.backward(loss.total / config.gradient_accumulation_steps)
+                    nonfinite.add_batch(loss.finite, batch.source)
                 norm, finite = backend.step(config.grad_clip)
                 self.iteration += 1
                 stopwatch.step()
-                nonfinite_run = torch.where(finite, 0.0, nonfinite_run + 1)
-                skipped = skipped + (~finite).float()
+                nonfinite.add_step(finite)
                 window.add({**loss.metrics(), "grad_norm": norm})
                 if self.ema is not None and self.iteration >= config.ema_start:
                     self.ema.update()
@@ -210,13 +212,16 @@ class Trainer:
                     means = window.flush(backend.mean)
                     self.latest_score = means["total"]
                     self._exchange_bad_episodes()
+                    skipped, in_a_row, at_fault = nonfinite.report(backend)
                     self._log(means, lr, stopwatch.flush(), skipped)
-                    if nonfinite_run.item() >= min(MAX_NONFINITE_STEPS, config.log_interval):
-                        raise TrainingDiverged(
-                            f"{int(nonfinite_run.item())} steps in a row had a non-finite loss or gradient; the last "
-                            f"read {', '.join(sorted({s for sources in recent for s in sources})[:8])}"
+                    if at_fault:
+                        self._say(f"warning: steps with a non-finite loss or gradient were skipped: {at_fault}")
+                    if in_a_row >= min(MAX_NONFINITE_STEPS, config.log_interval):
+                        raise RunFailed(
+                            f"{in_a_row} steps in a row had a non-finite loss or gradient: {at_fault}; look at these "
+                            "episodes with python -m data_utils.inspect, or resume with a lower --max_lr"
                         )
-                if config.vis_interval and self.iteration % config.vis_interval == 0 and self.run_dir is not None:
+                if config.vis_interval and self.iteration % config.vis_interval == 0:
                     self._draw(batch)
                 stopping = self._should_stop()
                 if stopping or self.iteration == config.max_iterations:
@@ -225,7 +230,7 @@ class Trainer:
                     break
                 if self.iteration % config.save_latest_interval == 0 or self.iteration % config.save_interval == 0:
                     self._save(numbered=self.iteration % config.save_interval == 0)
-        self._finish(interrupted=self.iteration < config.max_iterations)
+        self._finish(None if self.iteration == config.max_iterations else continued)
 
     def _batches(self, stopwatch: Stopwatch) -> Iterator[Batch]:
         """Endless batches on the device, starting where a resumed run left its epoch."""
@@ -262,11 +267,16 @@ class Trainer:
 
     @contextlib.contextmanager
     def _catch_signals(self) -> Iterator[None]:
-        """Turn SIGTERM and SIGINT into a wish that the loop sees between steps; a second one acts at once."""
+        """Turn SIGTERM and SIGINT into a wish that the loop sees between steps.
+
+        A second Ctrl-C acts at once. A second SIGTERM does nothing: job managers send it to every process of a job, so
+        that it arrives from several sides.
+        """
 
         def remember(number: int, _frame) -> None:
+            if self._stop_signal == signal.SIGINT == number:
+                raise KeyboardInterrupt
             self._stop_signal = number
-            signal.signal(number, previous[number])
 
         previous = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
@@ -281,18 +291,15 @@ class Trainer:
             return False
         return self.backend.any(self._stop_signal is not None)
 
-    def _finish(self, interrupted: bool) -> None:
+    def _finish(self, continued: str | None) -> None:
         self.backend.barrier()
         if self.run_dir is not None:
             self.run_dir.close()
-        if interrupted:
-            flag = "--va-conti" if self.config.train_stage == 0 else "--vla-conti"
-            self._say(
-                f"stopped by {signal.Signals(self._stop_signal or signal.SIGTERM).name} at iteration {self.iteration}, "
-                f"saved; resume with {flag} {self.config.name}"
-            )
-        else:
+        if continued is None:
             self._say(f"done: {self.config.run_dir / LATEST} at iteration {self.iteration}")
+        else:
+            name = signal.Signals(self._stop_signal or signal.SIGTERM).name
+            self._say(f"stopped by {name} at iteration {self.iteration}, saved; resume with: {continued}")
 
     # -- what a person sees ----------------------------------------------------------------------------------------
 
@@ -311,10 +318,10 @@ class Trainer:
             f"train: expert {count(model.expert, True)} in {len(model.expert.blocks)} blocks, VLM {self.config.vlm} "
             f"({model.vlm.mode}) {count(model.vlm, True)} trained + {count(model.vlm, False)} frozen; "
             f"{backend.world_size} x {backend.device.type}, {self.config.bs} samples each, "
-            f"{'bf16' if self.config.fp16 else 'fp32'}; iterations {self.iteration} to {self.config.max_iterations}"
+            f"{'bf16' if self.config.fp16 else 'fp32'}"
         )
 
-    def _log(self, means: dict[str, float], lr: float, pace: tuple[float, float], skipped: torch.Tensor) -> None:
+    def _log(self, means: dict[str, float], lr: float, pace: tuple[float, float], skipped: int) -> None:
         seconds, waiting = pace
         if self.run_dir is None:
             return
@@ -324,10 +331,9 @@ class Trainer:
             memory = torch.cuda.max_memory_allocated(device) / 2**30
         else:
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        skipped_steps = int(skipped.item())
         values = {f"loss/{name}": means[name] for name in ("total", "translation", "rotation", "gripper")}
         values |= {"train/grad_norm": means["grad_norm"], "train/samples_per_s": rate, "train/data_wait": waiting}
-        values |= {"train/memory_gib": memory, "train/skipped_steps": skipped_steps}
+        values |= {"train/memory_gib": memory, "train/skipped_steps": skipped}
         values |= {"data/bad_episodes": len(self.bad), "data/loader_restarts": self.loader.restarts}
         values |= {f"lr/{group['name']}": group["lr"] for group in self.optimizer.param_groups}
         self.run_dir.scalars(self.iteration, values)
@@ -336,40 +342,47 @@ class Trainer:
             f"{self.iteration}/{config.max_iterations} loss {means['total']:.3f} (trans {means['translation']:.3f} "
             f"rot {means['rotation']:.3f} grip {means['gripper']:.3f}) lr {lr:.1e} {rate:.1f} samples/s "
             f"data {waiting:.0%} mem {memory:.1f} GiB left {format_duration(left)}"
-            + (f" skipped {skipped_steps}" if skipped_steps else "")
+            + (f" skipped {skipped}" if skipped else "")
             + (f" bad episodes {len(self.bad)}" if len(self.bad) else "")
         )
 
     def _draw(self, batch: Batch) -> None:
+        """By all ranks, since a sharded model needs them all; they would wait for the main one anyway."""
         was_training = self.model.training
         self.model.eval()
-        with self._autocast():
+        with self.backend.gathered(self.model.expert.parameters()), self._autocast():
             predicted = self.model.predict(batch.observation, generator=self._generator(micro=0))
+            gates = torch.stack(list(self.model.expert.gates))
         self.model.train(was_training)
-        self.run_dir.image(self.iteration, "trajectories", trajectory_picture(batch, predicted))
-        self.run_dir.image(self.iteration, "gates", gate_picture(torch.stack(list(self.model.expert.gates))))
+        if self.run_dir is not None:
+            self.run_dir.image(self.iteration, "trajectories", trajectory_picture(batch, predicted))
+            self.run_dir.image(self.iteration, "gates", gate_picture(gates))
 
     def _save(self, numbered: bool) -> None:
-        if self.run_dir is None:
-            return
-        best = self.latest_score < self.best_score
+        """By all ranks: each has its part of a sharded model; the main one writes the checkpoint."""
+        backend, best = self.backend, self.latest_score < self.best_score
         self.best_score = min(self.best_score, self.latest_score)
-        content = {
-            "weights": self.model.released_weights(),
-            "current_iters": self.iteration,
-            "last_ep": self.epoch,
-            "epoch_samples": self._epoch_samples,
-            "best_score": self.best_score,
-            "latest_score": self.latest_score,
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "ema": None if self.ema is None else self.ema.state_dict(),
-            "scheduler": {"last_epoch": self.iteration, "num_warmup": self.config.num_warmup},
-            "scaler": None,
-            **self.backend.optimizer_state(),
-        }
-        if vlm_weights := self.model.released_vlm_weights():
-            content["vlm_weights"] = vlm_weights
-        self.run_dir.save(content, numbered=numbered, best=best)
+        ema = None if self.ema is None else self.ema.state_dict(backend.join(self.ema.shadow))
+        whole = backend.gathered(self.model.released_parameters())
+        with whole, backend.saving(self.config.run_dir / LATEST) as optimizer_state:
+            if self.run_dir is None:
+                return
+            content = {
+                "weights": self.model.released_weights(),
+                "current_iters": self.iteration,
+                "last_ep": self.epoch,
+                "epoch_samples": self._epoch_samples,
+                "best_score": self.best_score,
+                "latest_score": self.latest_score,
+                "lr": self.optimizer.param_groups[0]["lr"],
+                "ema": ema,
+                "scheduler": {"last_epoch": self.iteration, "num_warmup": self.config.num_warmup},
+                "scaler": None,
+                **optimizer_state,
+            }
+            if vlm_weights := self.model.released_vlm_weights():
+                content["vlm_weights"] = vlm_weights
+            self.run_dir.save(content, numbered=numbered, best=best)
 
 
 def data_size(config: TrainConfig) -> tuple[int, int]:
@@ -381,24 +394,21 @@ def data_size(config: TrainConfig) -> tuple[int, int]:
 
 
 def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        config = parse_train_config(sys.argv[1:] if argv is None else argv)
-        backend = DDPBackend(config.device)
+        config = parse_train_config(argv)
+        backend = DeepSpeedBackend(config) if config.backend == "deepspeed" else DDPBackend(config.device)
     except (*USER_ERRORS, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return MISTAKE
     try:
-        Trainer(config, backend).run()
-    except USER_ERRORS as error:
-        if backend.is_main:
-            print(f"error: {error}", file=sys.stderr)
-        return 2
-    except TrainingDiverged as error:
-        if backend.is_main:
-            print(f"error: {error}", file=sys.stderr)
-        return 1
-    finally:
+        Trainer(config, backend).run(os.environ.get(VARIABLE) or continue_stage(argv))
         backend.close()
+    except Exception as error:
+        return fail(error, USER_ERRORS)
+    except KeyboardInterrupt:
+        print("error: interrupted before it could save", file=sys.stderr)
+        return 128 + signal.SIGINT
     return 0
 
 

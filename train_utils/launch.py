@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from apt.checkpoint import LATEST, CheckpointError, find_checkpoint, load_checkpoint
@@ -17,6 +18,8 @@ from apt.configs import ConfigError, TrainConfig
 from apt.state_dict_adapter import checkpoint_stage
 from data_utils.data_loc import locate
 from data_utils.errors import DataError
+from train_utils import resume_command
+from train_utils.failures import FAILED, MISTAKE
 from train_utils.run_dir import check_run_dir
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -47,7 +50,7 @@ def build_parser(command: str) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--backend", choices=("ddp", "deepspeed"), default="ddp", help="how processes work together (default: ddp)")
-    add("--gpus", help='GPU indices, e.g. 0,1,2,3, or "cpu" (default: every GPU, else the CPU)')
+    add("--gpus", help="GPU indices, e.g. 0,1,2,3; or cpu, for two processes cpu,cpu (default: all GPUs, else the CPU)")
     add("--stage", choices=("0", "1", "both"), default="1" if finetune else "both", help="default: %(default)s")
     add("--config", required=True, help="preset of apt/configs.py")
     add("--va-name", help="name of the stage-0 run (default: CONFIG_va)")
@@ -82,7 +85,7 @@ def plan(command: str, argv: list[str]) -> tuple[argparse.Namespace, list[Stage]
         if getattr(args, flag) is not None:
             fields += [f"--{field}", str(getattr(args, flag))]
     if args.gpus is not None:
-        fields += ["--device", "cpu" if args.gpus == "cpu" else "cuda"]
+        fields += ["--device", "cpu" if args.gpus.startswith("cpu") else "cuda"]
         _check_gpus(args.gpus)
     if args.gc:
         fields += ["--use_gradient_checkpointing", "True"]
@@ -119,7 +122,7 @@ def _stage(args: argparse.Namespace, fields: list[str]) -> Stage:
 
 
 def _check_gpus(gpus: str) -> None:
-    if gpus == "cpu":
+    if re.fullmatch(r"cpu(,cpu)*", gpus):
         return
     if not re.fullmatch(r"\d+(,\d+)*", gpus):
         raise CommandLineError(f"--gpus is {gpus!r}; wanted indices like 0,1,2,3, or cpu")
@@ -153,46 +156,48 @@ def _upstream(args: argparse.Namespace, stages: list[Stage], fields: list[str], 
     return ["--pretrained_ckpt", name, "--load_from_va", "True"]
 
 
-def run_stage(args: argparse.Namespace, stage: Stage) -> int:
-    """Run one stage to its end; returns its exit code. SIGTERM and SIGINT reach the workers, which save and stop."""
+def run_stage(args: argparse.Namespace, stage: Stage, continued: str) -> int:
+    """Run one stage to its end; returns its exit code. SIGTERM and SIGINT reach the workers, which save and stop.
+
+    Args:
+        continued: the command line that would resume it.
+    """
     environment = dict(os.environ)
     workers = 1
-    if args.gpus and args.gpus != "cpu":
-        environment["CUDA_VISIBLE_DEVICES"] = args.gpus
+    if args.gpus:
         workers = len(args.gpus.split(","))
-    elif args.gpus is None and stage.config.device != "cpu":
+        if not args.gpus.startswith("cpu"):
+            environment["CUDA_VISIBLE_DEVICES"] = args.gpus
+    elif stage.config.device != "cpu":
         import torch
 
         workers = max(1, torch.cuda.device_count())
     command = [sys.executable]
     if workers * args.nnodes > 1:
-        command += ["-m", "torch.distributed.run", f"--nnodes={args.nnodes}", f"--node_rank={args.node_rank}"]
+        command += ["-m", "train_utils.ranks", f"--nnodes={args.nnodes}", f"--node_rank={args.node_rank}"]
         command += [f"--nproc_per_node={workers}", f"--master_addr={args.master_addr}", f"--master_port={args.port}"]
     command += ["-m", "apt.train", *stage.argv]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), environment.get("PYTHONPATH")]))
+    environment[resume_command.VARIABLE] = continued
     # A session of its own: a Ctrl-C in the terminal comes here first, and workers are told once.
     process = subprocess.Popen(command, env=environment, start_new_session=True)
+    told = 0.0
 
-    def forward(_number: int, _frame) -> None:
-        for worker in _children(process.pid) or [process.pid]:
-            os.kill(worker, signal.SIGTERM)
+    def stop(number: int, _frame) -> None:
+        nonlocal told
+        if told and number == signal.SIGINT and time.monotonic() - told > 1:  # Ctrl-C again: now
+            process.send_signal(signal.SIGQUIT)
+            return
+        told = told or time.monotonic()
+        process.send_signal(signal.SIGTERM)
 
-    previous = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    handled = [n for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, stop) for number in handled}
     try:
         return process.wait()
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def _children(pid: int) -> list[int]:
-    """Worker processes of torchrun; none for a plain training process (its children are data loaders)."""
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return []
-    return [int(child) for child in children] if b"torch.distributed.run" in words else []
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -202,19 +207,31 @@ def main(argv: list[str] | None = None) -> int:
         args, stages = plan(command, rest)
     except (CommandLineError, ConfigError, CheckpointError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return MISTAKE
     for stage in stages:
-        code = run_stage(args, stage)
-        if code == 2:  # the stage has said in one line what is wrong
-            return code
+        latest = stage.config.run_dir / LATEST
+        before = latest.stat().st_mtime if latest.exists() else None
+        code = run_stage(args, stage, _continued(command, rest, stages, stage, saved=True))
         if code:
-            print(f"error: stage {stage.config.train_stage} failed with exit code {code}", file=sys.stderr)
-            return code if code > 0 else 1
+            saved = latest.exists()
+            if code != MISTAKE or (saved and latest.stat().st_mtime != before):
+                ended = f"ended with exit code {code}" if code > 0 else f"was ended by {signal.Signals(-code).name}"
+                again = f"{'resume' if saved else 'start again'} with: "
+                again += _continued(command, rest, stages, stage, saved)
+                print(f"error: stage {stage.config.train_stage} {ended}; {again}", file=sys.stderr)
+            return code if code > 0 else FAILED
         if stage is not stages[-1]:
-            done = load_checkpoint(stage.config.run_dir / LATEST)["current_iters"]
+            done = load_checkpoint(latest)["current_iters"]
             if done < stage.config.max_iterations:  # stopped by a signal: it saved, and said how to resume
                 return 0
     return 0
+
+
+def _continued(command: str, argv: list[str], stages: list[Stage], stage: Stage, saved: bool) -> str:
+    script = REPOSITORY / "scripts" / f"{command}.sh"
+    shown = script.relative_to(REPOSITORY) if Path.cwd() == REPOSITORY else script
+    names = {other.config.train_stage: other.config.name for other in stages}
+    return resume_command.continue_command(str(shown), argv, stage.config.train_stage, names, saved)
 
 
 if __name__ == "__main__":

@@ -109,9 +109,11 @@ class ExpertLoss:
     translation: torch.Tensor
     rotation: torch.Tensor
     gripper: torch.Tensor
+    finite: torch.Tensor
+    """(B * K,) bool, which of the samples and their noise draws gave a finite error."""
 
     def metrics(self) -> dict[str, torch.Tensor]:
-        return {field.name: getattr(self, field.name).detach() for field in dataclasses.fields(self)}
+        return {name: getattr(self, name).detach() for name in ("total", "translation", "rotation", "gripper")}
 
 
 def noise_loss(
@@ -134,7 +136,8 @@ def noise_loss(
     gripper_arms = valid_ee if gripper_mask is None else valid_ee & gripper_mask
     translation, rotation = pooled(TRANSLATION, valid_ee), pooled(ROTATION, valid_ee)
     gripper = pooled(GRIPPER, gripper_arms)
-    return ExpertLoss(30.0 * translation + 10.0 * rotation + 10.0 * gripper, translation, rotation, gripper)
+    total = 30.0 * translation + 10.0 * rotation + 10.0 * gripper
+    return ExpertLoss(total, translation, rotation, gripper, error.detach().isfinite().flatten(1).all(1))
 
 
 def recentring_transform(features: VLMFeatures, quaternion: torch.Tensor | None = None) -> torch.Tensor:

@@ -40,7 +40,7 @@ def start_training(folder: Path, name: str, data_loc: Path, processes: int = 1, 
     """A real training process (torchrun for several), output captured as text."""
     command = [sys.executable]
     if processes > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        command += ["-m", "train_utils.ranks", "--standalone", f"--nproc_per_node={processes}"]
     command += ["-m", "apt.train", *flags(folder, name, **fields)]
     environment = {**os.environ, "APT_DATA_LOC": str(data_loc), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(

@@ -50,7 +50,7 @@ def test_sigterm_saves_and_a_resumed_run_goes_on_from_there(tmp_path, data_loc):
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    assert "saved; resume with --vla-conti run" in out
+    assert "saved; resume with: APT_DATA_LOC=" in out and "python -m apt.train --config debug --name run" in out
     saved = load_checkpoint(tmp_path / "ckpt" / "run" / "ckpt_latest.pt")["current_iters"]
     assert saved >= 3
     again = start_training(tmp_path, "run", data_loc, max_iterations=saved + 2, resume=True)

@@ -1,0 +1,167 @@
+"""Runs of two processes that are stopped, killed or fed with nonsense: what they say and leave, how they go on."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import pytest
+
+from apt.checkpoint import load_checkpoint
+from data_utils.h5io import seal
+from tests.training.helpers import REPOSITORY, losses, start_training
+
+SHORT = "--bs 2 --sample_multiplex 50 --image_size 64 --vis_interval 0 --save_latest_interval 5".split()
+
+
+def start_script(folder: Path, data_loc: Path, *arguments: str, gpus: str = "cpu,cpu") -> subprocess.Popen:
+    """``scripts/train.sh`` with processes that meet at a free port."""
+    port = 20000 + os.getpid() % 5000 + len(list(folder.iterdir())) * 7
+    command = ["bash", "scripts/train.sh", "--config", "debug", "--gpus", gpus, "--port", str(port), *SHORT]
+    command += ["--ckpt_dir", str(folder / "a b" / "ckpt"), "--log_dir", str(folder / "a b" / "log"), *arguments]
+    environment = {**os.environ, "PYTHON": sys.executable, "APT_DATA_LOC": str(data_loc), "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=REPOSITORY, env=environment, text=True, **pipes)
+
+
+def wait_for(process: subprocess.Popen, text: str) -> str:
+    seen = ""
+    for line in process.stdout:
+        seen += line
+        if text in line:
+            return seen
+    raise AssertionError(f"{text!r} never came: {seen}\n{process.stderr.read()}")
+
+
+def ranks_of(process: subprocess.Popen) -> dict[int, int]:
+    """Process id by rank, of the training processes below ``process``."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            is_trainer = b"apt.train" in (folder / "cmdline").read_bytes().split(b"\0")
+            environment = dict(item.partition(b"=")[::2] for item in (folder / "environ").read_bytes().split(b"\0"))
+            if is_trainer and b"RANK" in environment and descends(int(folder.name), process.pid):
+                found[int(environment[b"RANK"])] = int(folder.name)
+        except OSError:  # gone meanwhile
+            continue
+    return found
+
+
+def descends(pid: int, ancestor: int) -> bool:
+    while pid not in (0, ancestor):
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    return pid == ancestor
+
+
+def printed_command(text: str) -> str:
+    (command,) = re.findall(r"(?:resume|start again) with: (.*)", text)
+    return command
+
+
+def run_printed(command: str, *more: str) -> subprocess.CompletedProcess:
+    """What a person does: paste the line into a shell, here with an end in sight."""
+    line = " ".join([command, *more])
+    environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    options = {"capture_output": True, "text": True, "timeout": 120}
+    return subprocess.run(["bash", "-c", line], cwd=REPOSITORY, env=environment, **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_two_ranks_that_are_told_to_stop_save_and_the_printed_line_goes_on(tmp_path, data_loc, number):
+    process = start_script(tmp_path, data_loc, "--max-iter", "9999", "--va-name", "va", "--vla-name", "vla")
+    wait_for(process, " 7/9999 ")
+    process.send_signal(number)
+    for pid in ranks_of(process).values():  # as a job manager does, which tells every process of a job
+        os.kill(pid, signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and not err, err
+    saved = load_checkpoint(tmp_path / "a b/ckpt/va/ckpt_latest.pt")["current_iters"]
+    assert f"at iteration {saved}, saved; resume with: APT_DATA_LOC=" in out and "stage 1" not in out
+    command = printed_command(out)
+    assert command.endswith("--stage both --va-conti va --vla-name vla")
+    again = run_printed(command, "--max-iter", str(saved + 2))
+    assert again.returncode == 0, again.stderr
+    assert f"resume: va at iteration {saved}" in again.stdout and again.stdout.count("done:") == 2
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_the_job_at_once_and_the_printed_line_goes_on(tmp_path, data_loc):
+    process = start_script(tmp_path, data_loc, "--stage", "0", "--va-name", "va", "--max-iter", "9999")
+    wait_for(process, " 8/9999 ")
+    began = time.monotonic()
+    os.kill(ranks_of(process)[1], signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and time.monotonic() - began < 45
+    lines = err.strip().splitlines()
+    assert len(lines) == 2 and re.match(r"error: rank 1 \(process \d+\) was ended by SIGKILL", lines[0]), err
+    saved = load_checkpoint(tmp_path / "a b/ckpt/va/ckpt_latest.pt")["current_iters"]
+    again = run_printed(printed_command(lines[1]), "--max-iter", str(saved + 1))
+    assert again.returncode == 0 and f"resume: va at iteration {saved}" in again.stdout, again.stderr
+
+
+@pytest.mark.slow
+def test_the_traceback_of_the_rank_that_failed_is_the_only_one_and_comes_first(tmp_path, data_loc):
+    breaks = tmp_path / "sitecustomize.py"
+    breaks.write_text(
+        "import os\n"
+        "if os.environ.get('RANK') == '1':\n"
+        "    import train_utils.metrics as metrics\n"
+        "    def add(self, values): raise KeyError('broken on purpose')\n"
+        "    metrics.MetricWindow.add = add\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{tmp_path}:{REPOSITORY}")
+        process = start_training(tmp_path, "run", data_loc, processes=2, max_iterations=9999)
+        _, err = process.communicate(timeout=90)
+    assert process.returncode == 1
+    assert err.startswith("Traceback") and err.count("Traceback") == 1 and "KeyError: 'broken on purpose'" in err
+    assert err.strip().splitlines()[-1] == "error: rank 1 failed with the traceback above; the others were stopped"
+
+
+@pytest.mark.slow
+def test_ranks_killed_during_a_save_leave_a_checkpoint_to_resume_from(tmp_path, data_loc):
+    process = start_script(
+        tmp_path, data_loc, "--stage", "0", "--va-name", "va", "--max-iter", "9999", "--save_latest_interval", "1"
+    )
+    wait_for(process, " 3/9999 ")
+    folder = tmp_path / "a b/ckpt/va"
+    deadline = time.monotonic() + 30
+    while not list(folder.glob(".*.writing")) and time.monotonic() < deadline:
+        pass
+    for pid in ranks_of(process).values():
+        os.kill(pid, signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and list(folder.glob(".*.writing")), "it was killed in the middle of a save"
+    saved = load_checkpoint(folder / "ckpt_latest.pt")["current_iters"]
+    again = run_printed(printed_command(err), "--max-iter", str(saved + 1))
+    assert again.returncode == 0 and f"resume: va at iteration {saved}" in again.stdout, again.stderr
+    assert not list(folder.glob(".*.writing"))
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_all_and_its_file_named(tmp_path, episode_dir):
+    folder = tmp_path / "episodes"
+    folder.mkdir()
+    for path in sorted(episode_dir.glob("*.h5")):
+        (folder / path.name).write_bytes(path.read_bytes())
+    with h5py.File(folder / "ep003.h5", "r+") as file:
+        for camera in ("e2h_cam", "eih_cam"):
+            file[camera]["K"][0, 0] = 1e-38  # camera-plane coordinates overflow
+    seal(folder / "ep003.h5")
+    location = tmp_path / "loc.yaml"
+    location.write_text(f"default:\n  PickPlaceCan: {folder}\n")
+    process = start_training(tmp_path, "run", location, processes=2, max_iterations=12, bs=1, sample_multiplex=10)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    named = set(re.findall(r"ep\d+\.h5", " ".join(line for line in out.splitlines() if "warning" in line)))
+    assert named == {"ep003.h5"}
+    assert re.search(r" skipped [1-9]", out)
+    weights = load_checkpoint(tmp_path / "ckpt/run/ckpt_latest.pt")["weights"]
+    assert all(tensor.isfinite().all() for tensor in weights.values()) and len(losses(tmp_path, "run")) == 12

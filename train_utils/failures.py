@@ -1,0 +1,74 @@
+"""How a training process ends when something goes wrong: what it says, and its exit code.
+
+One process alone says so itself. Of several, each leaves its report in the file that torchrun names to it, and the
+process that started them (``train_utils/ranks.py``) shows the first: the others fail only because that one did.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import sys
+import time
+import traceback
+
+MISTAKE, FAILED, LOST_PEER = 2, 1, 3  # exit codes; 2: something that the user can put right before a run
+_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+# What gloo and NCCL say in the processes that are left when one goes away.
+_LOST_PEER_TEXTS = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Timed out waiting",
+    "remote process exited",
+    "Socket Timeout",
+    "NCCL communicator was aborted",
+)
+
+
+class RunFailed(RuntimeError):
+    """A run that cannot go on, through no fault of the code; the message is the whole report."""
+
+
+def fail(error: Exception, mistakes: tuple[type[Exception], ...]) -> int:
+    """Report the exception that ended this process; returns the exit code, or ends the process where it is one of many.
+
+    Args:
+        mistakes: exceptions that a line of text explains, as :class:`RunFailed` and a full disk are too.
+    """
+    code = _exit_code(error, mistakes)
+    expected = code != FAILED or isinstance(error, RunFailed) or _is_disk_full(error)
+    text = f"error: {_describe(error)}" if expected else "".join(traceback.format_exception(error)).rstrip()
+    if _ERROR_FILE not in os.environ:
+        print(text, file=sys.stderr, flush=True)
+        return code
+    extra = {"py_callstack": text, "timestamp": str(int(time.time()))}
+    with open(os.environ[_ERROR_FILE], "w", encoding="utf-8") as file:
+        json.dump({"message": {"message": text, "extraInfo": extra}}, file)
+    sys.stdout.flush()
+    # An orderly exit would wait for the other processes, which wait for this one.
+    for child in multiprocessing.active_children():
+        child.kill()
+    os._exit(code)
+
+
+def _exit_code(error: Exception, mistakes: tuple[type[Exception], ...]) -> int:
+    if isinstance(error, mistakes):
+        return MISTAKE
+    lost = isinstance(error, RuntimeError) and any(text in str(error) for text in _LOST_PEER_TEXTS)
+    return LOST_PEER if lost else FAILED
+
+
+def _describe(error: Exception) -> str:
+    if _is_disk_full(error):
+        where = f" while writing {error.filename}" if error.filename else ""
+        return f"the disk is full{where}; make room (checkpoints, logs), then resume the run"
+    if _exit_code(error, ()) == LOST_PEER:
+        return f"another process of this run went away ({str(error).splitlines()[0]}); its own report says why"
+    return str(error)
+
+
+def _is_disk_full(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
