@@ -14,6 +14,8 @@ import sys
 import time
 import traceback
 
+from apt.checkpoint import DiskFullError
+
 MISTAKE, FAILED, LOST_PEER = 2, 1, 3  # exit codes; 2: something that the user can put right before a run
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 # What gloo and NCCL say in the processes that are left when one goes away.
@@ -44,9 +46,8 @@ def fail(error: Exception, mistakes: tuple[type[Exception], ...]) -> int:
     if _ERROR_FILE not in os.environ:
         print(text, file=sys.stderr, flush=True)
         return code
-    extra = {"py_callstack": text, "timestamp": str(int(time.time()))}
     with open(os.environ[_ERROR_FILE], "w", encoding="utf-8") as file:
-        json.dump({"message": {"message": text, "extraInfo": extra}}, file)
+        json.dump({"message": text, "timestamp": int(time.time())}, file)
     sys.stdout.flush()
     # An orderly exit would wait for the other processes, which wait for this one.
     for child in multiprocessing.active_children():
@@ -62,7 +63,7 @@ def _exit_code(error: Exception, mistakes: tuple[type[Exception], ...]) -> int:
 
 
 def _describe(error: Exception) -> str:
-    if _is_disk_full(error):
+    if _is_disk_full(error) and not isinstance(error, DiskFullError):
         where = f" while writing {error.filename}" if error.filename else ""
         return f"the disk is full{where}; make room (checkpoints, logs), then resume the run"
     if _exit_code(error, ()) == LOST_PEER:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from apt.checkpoint import atomic_write
+from apt.checkpoint import save_checkpoint
 
 
 def shard_path(latest: Path, rank: int) -> Path:
@@ -28,7 +28,7 @@ def write_pending(latest: Path, rank: int, identity: str, state: dict) -> None:
     """First act. ``state`` holds tensors, numbers, strings and containers of them alone."""
     latest.parent.mkdir(parents=True, exist_ok=True)
     content = {"identity": identity, **state}
-    atomic_write(_pending_path(latest, rank), lambda temporary: torch.save(content, temporary))
+    save_checkpoint(content, _pending_path(latest, rank))
 
 
 def discard_pending(latest: Path, rank: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +13,11 @@ from pathlib import Path
 
 import h5py
 import pytest
+import torch
 
-from apt.checkpoint import load_checkpoint
+from apt.checkpoint import DiskFullError, load_checkpoint, save_checkpoint
 from data_utils.h5io import seal
-from tests.training.helpers import REPOSITORY, losses, start_training
+from tests.training.helpers import REPOSITORY, losses, start_training, train
 
 SHORT = "--bs 2 --sample_multiplex 50 --image_size 64 --vis_interval 0 --save_latest_interval 5".split()
 
@@ -154,7 +156,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_all_and_its_file_na
     with h5py.File(folder / "ep003.h5", "r+") as file:
         for camera in ("e2h_cam", "eih_cam"):
             file[camera]["K"][0, 0] = 1e-38  # camera-plane coordinates overflow
-    seal(folder / "ep003.h5")
+        seal(file)
     location = tmp_path / "loc.yaml"
     location.write_text(f"default:\n  PickPlaceCan: {folder}\n")
     process = start_training(tmp_path, "run", location, processes=2, max_iterations=12, bs=1, sample_multiplex=10)
@@ -165,3 +167,51 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_all_and_its_file_na
     assert re.search(r" skipped [1-9]", out)
     weights = load_checkpoint(tmp_path / "ckpt/run/ckpt_latest.pt")["weights"]
     assert all(tensor.isfinite().all() for tensor in weights.values()) and len(losses(tmp_path, "run")) == 12
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a file system of its own, of 70 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    options = ["mount", "-t", "tmpfs", "-o", "size=70m", "none", str(folder)]
+    if subprocess.run(options, capture_output=True).returncode:
+        pytest.skip("mounting a small file system takes root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up_keeps_the_old_checkpoint_and_stops_the_run_in_one_line(
+    tmp_path, small_disk, located, capsys
+):
+    assert train(tmp_path, "run", max_iterations=1, ckpt_dir=small_disk) == 0  # two files of 27 MiB
+    before = (small_disk / "run/ckpt_latest.pt").read_bytes()
+    capsys.readouterr()
+    assert train(tmp_path, "run", max_iterations=3, ckpt_dir=small_disk, resume=True) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert re.match(r"error: the disk is full: ckpt_latest.pt needs \d\d.\d MiB and \d+.\d MiB are free in ", line)
+    assert "is kept as it was; make room, then resume" in line
+    assert (small_disk / "run/ckpt_latest.pt").read_bytes() == before
+    assert not list((small_disk / "run").glob(".*"))
+
+
+def test_a_disk_that_another_program_fills_during_a_save_is_no_different(small_disk, monkeypatch):
+    path = small_disk / "ckpt_latest.pt"
+    save_checkpoint({"weights": {"w": torch.ones(1_000_000)}}, path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: shutil._ntuple_diskusage(2**40, 0, 2**40))
+    with pytest.raises(DiskFullError, match="ckpt_latest.pt needs 76.3 MiB"):
+        save_checkpoint({"weights": {"w": torch.zeros(20_000_000)}}, path)
+    assert load_checkpoint(path)["weights"]["w"].sum() == 1_000_000 and len(list(small_disk.iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_a_full_disk_stops_two_ranks_in_one_line_and_the_printed_line_goes_on(tmp_path, small_disk, data_loc):
+    fields = {"max_iterations": 9999, "save_latest_interval": 3, "ckpt_dir": small_disk}
+    process = start_training(tmp_path, "run", data_loc, processes=2, **fields)
+    wait_for(process, " 4/9999 ")
+    (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free - 2**20))
+    _, err = process.communicate(timeout=90)
+    assert process.returncode == 1
+    (line,) = err.strip().splitlines()
+    assert line.startswith("error: the disk is full: ckpt_latest.pt needs")
+    assert load_checkpoint(small_disk / "run/ckpt_latest.pt")["current_iters"] == 3
