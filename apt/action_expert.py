@@ -236,8 +236,9 @@ class ActionExpert(nn.Module):
         self, features: VLMFeatures, robot: RobotState, noise: torch.Tensor, steps: int | None = None
     ) -> torch.Tensor:
         """Sampled future states (B, Ta, Nee, 17) in the world frame, from initial ``noise`` (B, Nee, Ta, 10)."""
-        centred_from_world = recentring_transform(features)
-        features, robot = recentre(features, robot, centred_from_world)
+        with torch.autocast(noise.device.type, enabled=False):  # half precision would round positions
+            centred_from_world = recentring_transform(features)
+            features, robot = recentre(features, robot, centred_from_world)
         context = self.encode_context(features, robot)
         timesteps = self.diffusion.timesteps(steps).to(noise.device)
         modulations = self.modulations(timesteps)  # per block, (steps, 4h): they depend on the time alone
@@ -247,8 +248,10 @@ class ActionExpert(nn.Module):
             return self.denoise(context, action, [m[index].expand(batch, -1) for m in modulations])
 
         action = self.diffusion.sample(predict_noise, noise, steps)
-        states = action_to_state(action.transpose(1, 2), robot.world_from_ee[:, None], robot.world_from_ref[:, None])
-        return transform_states(invert_transform(centred_from_world), states)
+        with torch.autocast(noise.device.type, enabled=False):
+            references = robot.world_from_ee[:, None], robot.world_from_ref[:, None]
+            states = action_to_state(action.transpose(1, 2), *references)
+            return transform_states(invert_transform(centred_from_world), states)
 
     # -- the two halves of a pass ----------------------------------------------------------------------------------
 
@@ -258,7 +261,10 @@ class ActionExpert(nn.Module):
         """Run the VL stream. Poses are already re-centred; ``history_noise`` is (B, Nee, Th, 9)."""
         length = features.modality.shape[1]
         full, va = attention_masks(features, robot.valid_ee, self.config.num_history + self.config.num_future)
-        rotary_vl, rotary_action, pose_vl, pose_action = self._encodings(features, robot)
+        with torch.autocast(robot.world_from_ee.device.type, enabled=False):
+            rotary_vl, rotary_action, pose_vl, pose_action = self._encodings(features, robot)
+            ref_from_ee = invert_transform(robot.world_from_ref) @ robot.world_from_ee
+            history = self.encode_states(robot.history, robot)[..., : ACTION_DIM - 1]  # (B, Nee, Th, 9)
 
         x = self.proj_input(features.inputs_embeds)
         is_vision = (features.camera >= 0).unsqueeze(-1)
@@ -280,9 +286,7 @@ class ActionExpert(nn.Module):
             keep = torch.sigmoid(self.gates[feature])
             x = keep * x + (1 - keep) * self.proj_vl[feature](features.hidden_states[feature])
 
-        ref_from_ee = invert_transform(robot.world_from_ref) @ robot.world_from_ee
         position = ref_from_ee[..., :3, 3].unsqueeze(2)  # (B, Nee, 1, 3)
-        history = self.encode_states(robot.history, robot)[..., : ACTION_DIM - 1]  # (B, Nee, Th, 9)
         if history_noise is not None:
             history = history + history_noise
         tokens = self.history_mlp(history) + self.position_mlp(position + history[..., TRANSLATION])

@@ -245,3 +245,15 @@ def test_several_draws_per_observation_cost_one_context_and_equal_as_many_passes
         for k in range(3)
     ]  # fmt: skip
     torch.testing.assert_close(together.total, torch.stack(singles).mean(), atol=1e-4, rtol=1e-5)
+
+
+def test_half_precision_leaves_poses_alone(stage1):
+    batch = make_batch(stage1.vlm, PROMPTS[0])
+    noise = fixed_noise(batch)
+    whole = stage1.predict(batch.observation, noise, steps=5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = stage1.predict(batch.observation, noise, steps=5)
+    assert half.dtype == torch.float32
+    orthonormal = half[..., :16].unflatten(-1, (4, 4))[..., :3, :3]
+    assert torch.allclose(orthonormal @ orthonormal.mT, torch.eye(3), atol=1e-5)
+    assert (half - whole)[..., :16].abs().max() < 0.2
