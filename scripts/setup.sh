@@ -3,12 +3,15 @@
 # Safe to run again: it does only what is missing. Uses an interpreter given as $PYTHON, else the newest of 3.10-3.12.
 set -euo pipefail
 torchcodec=""
+deepspeed=""
 for argument in "$@"; do
     case "$argument" in
         --torchcodec) torchcodec="yes" ;;
+        --deepspeed) deepspeed="yes" ;;
         -h | --help)
-            echo 'usage: bash scripts/setup.sh [--torchcodec]   (PYTHON=... chooses the interpreter)'
+            echo 'usage: bash scripts/setup.sh [--torchcodec] [--deepspeed]   (PYTHON=... chooses the interpreter)'
             echo '  --torchcodec  also install the video reader torchcodec and the FFmpeg libraries it needs (apt-get)'
+            echo '  --deepspeed   also install DeepSpeed, for scripts/train.sh --backend deepspeed'
             exit 0 ;;
         *) printf 'error: unknown argument %s; see bash scripts/setup.sh --help\n' "$argument" >&2; exit 2 ;;
     esac
@@ -69,5 +72,10 @@ if [ -n "$torchcodec" ]; then
         apt_install ffmpeg
         loads || fail "torchcodec does not load; see .venv/bin/python -c 'import torchcodec.decoders'"
     fi
+fi
+if [ -n "$deepspeed" ] && ! .venv/bin/python -m pip show -q deepspeed 2>/dev/null; then
+    say "installing deepspeed into .venv"
+    # Its fused kernels are compiled when first used; nothing here needs them.
+    DS_BUILD_OPS=0 .venv/bin/python -m pip install -q --disable-pip-version-check deepspeed==0.19.8
 fi
 say "ready: .venv, $(.venv/bin/python -c 'import torch; print("torch", torch.__version__, "with CUDA" if torch.cuda.is_available() else "on the CPU")')"

@@ -19,6 +19,7 @@ from apt.state_dict_adapter import checkpoint_stage
 from data_utils.data_loc import locate
 from data_utils.errors import DataError
 from train_utils import resume_command
+from train_utils.deepspeed_settings import check_deepspeed, deepspeed_settings
 from train_utils.failures import FAILED, MISTAKE
 from train_utils.run_dir import check_run_dir
 
@@ -49,7 +50,8 @@ def build_parser(command: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--backend", choices=("ddp", "deepspeed"), default="ddp", help="how processes work together (default: ddp)")
+    add("--backend", choices=("ddp", "deepspeed"), help="how processes work together (default: ddp)")
+    add("--ds-zero", choices=("2", "3"), help="under deepspeed, shard optimizer state (2) or parameters too (3)")
     add("--gpus", help="GPU indices, e.g. 0,1,2,3; or cpu, for two processes cpu,cpu (default: all GPUs, else the CPU)")
     add("--stage", choices=("0", "1", "both"), default="1" if finetune else "both", help="default: %(default)s")
     add("--config", required=True, help="preset of apt/configs.py")
@@ -65,7 +67,7 @@ def build_parser(command: str) -> argparse.ArgumentParser:
     add("--vlm-mode", choices=("frozen", "lora", "full"), help="what of the VLM trains in stage 1")
     add("--vlm-lr", type=float, help="learning rate of the VLM's parameters")
     add("--gc", action="store_true", help="gradient checkpointing in the VLM")
-    add("--port", type=int, default=29500, help="port for the processes to meet at (default: %(default)s)")
+    add("--port", "--master-port", type=int, default=29500, help="where processes meet (default: %(default)s)")
     add("--nnodes", type=int, default=1, help="machines (default: %(default)s)")
     add("--node-rank", type=int, default=0, help="this machine, 0 to nnodes - 1")
     add("--master-addr", default="127.0.0.1", help="address of machine 0 (default: %(default)s)")
@@ -79,9 +81,15 @@ def plan(command: str, argv: list[str]) -> tuple[argparse.Namespace, list[Stage]
         CommandLineError, ConfigError, CheckpointError, DataError: one line each.
     """
     args, fields = build_parser(command).parse_known_args(argv)
-    if args.backend == "deepspeed":
-        raise CommandLineError("back-end deepspeed is not part of this version; use --backend ddp")
-    for flag, field in (("bs", "bs"), ("max_iter", "max_iterations"), ("accum", "gradient_accumulation_steps")):
+    if not 0 <= args.node_rank < args.nnodes:
+        raise CommandLineError(f"--node-rank is {args.node_rank}; with --nnodes {args.nnodes}, wanted 0 to nnodes - 1")
+    for flag, field in (
+        ("bs", "bs"),
+        ("max_iter", "max_iterations"),
+        ("accum", "gradient_accumulation_steps"),
+        ("backend", "backend"),
+        ("ds_zero", "ds_zero"),
+    ):
         if getattr(args, flag) is not None:
             fields += [f"--{field}", str(getattr(args, flag))]
     if args.gpus is not None:
@@ -116,6 +124,9 @@ def _stage(args: argparse.Namespace, fields: list[str]) -> Stage:
     argv = ["--config", args.config, *fields]
     config = parse_train_config(argv)
     check_run_dir(config)
+    if config.backend == "deepspeed":
+        check_deepspeed()
+        deepspeed_settings(config)
     for dataset in config.dataset_classes:
         locate(dataset)
     return Stage(config, argv)
