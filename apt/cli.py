@@ -29,7 +29,8 @@ def parse_train_config(argv: list[str]) -> TrainConfig:
             break
     preset = get_config(name)
     _check_flags(argv)
-    description = f"Train one stage. --config NAME chooses a preset: {', '.join(sorted(CONFIGS))}."
+    presets = ", ".join(sorted(CONFIGS))
+    description = f"Train one stage. --config NAME chooses a preset: {presets}. --dry-run says what the run would take."
     return parse(
         TrainConfig,
         argv,

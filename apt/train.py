@@ -35,6 +35,7 @@ from train_utils.metrics import MetricWindow, Stopwatch, format_duration
 from train_utils.nonfinite import NonFiniteSteps
 from train_utils.optim import build_optimizer, set_learning_rate
 from train_utils.pictures import gate_picture, trajectory_picture
+from train_utils.plan import describe_plan
 from train_utils.resume_command import VARIABLE, continue_stage
 from train_utils.run_dir import RunDirectory, check_run_dir
 
@@ -216,7 +217,7 @@ class Trainer:
                     self._log(means, lr, stopwatch.flush(), skipped)
                     if at_fault:
                         self._say(f"warning: steps with a non-finite loss or gradient were skipped: {at_fault}")
-                    if in_a_row >= min(MAX_NONFINITE_STEPS, config.log_interval):
+                    if in_a_row >= MAX_NONFINITE_STEPS:
                         raise RunFailed(
                             f"{in_a_row} steps in a row had a non-finite loss or gradient: {at_fault}; look at these "
                             "episodes with python -m data_utils.inspect, or resume with a lower --max_lr"
@@ -396,7 +397,11 @@ def data_size(config: TrainConfig) -> tuple[int, int]:
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
-        config = parse_train_config(argv)
+        config = parse_train_config([argument for argument in argv if argument != "--dry-run"])
+        if "--dry-run" in argv:
+            check_run_dir(config)
+            print(describe_plan(config, int(os.environ.get("WORLD_SIZE", 1))))
+            return 0
         backend = DeepSpeedBackend(config) if config.backend == "deepspeed" else DDPBackend(config.device)
     except (*USER_ERRORS, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

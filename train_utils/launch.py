@@ -15,12 +15,14 @@ from pathlib import Path
 from apt.checkpoint import LATEST, CheckpointError, find_checkpoint, load_checkpoint
 from apt.cli import CommandLineError, parse_train_config
 from apt.configs import ConfigError, TrainConfig
+from apt.encoders.qwen3vl import VLMLoadError
 from apt.state_dict_adapter import checkpoint_stage
 from data_utils.data_loc import locate
 from data_utils.errors import DataError
 from train_utils import resume_command
 from train_utils.deepspeed_settings import check_deepspeed, deepspeed_settings
 from train_utils.failures import FAILED, MISTAKE
+from train_utils.plan import describe_plan
 from train_utils.run_dir import check_run_dir
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -67,6 +69,8 @@ def build_parser(command: str) -> argparse.ArgumentParser:
     add("--vlm-mode", choices=("frozen", "lora", "full"), help="what of the VLM trains in stage 1")
     add("--vlm-lr", type=float, help="learning rate of the VLM's parameters")
     add("--gc", action="store_true", help="gradient checkpointing in the VLM")
+    add("--save-interval", type=int, help="iterations between numbered checkpoints")
+    add("--dry-run", action="store_true", help="print what the run would take, and do nothing")
     add("--port", "--master-port", type=int, default=29500, help="where processes meet (default: %(default)s)")
     add("--nnodes", type=int, default=1, help="machines (default: %(default)s)")
     add("--node-rank", type=int, default=0, help="this machine, 0 to nnodes - 1")
@@ -89,12 +93,13 @@ def plan(command: str, argv: list[str]) -> tuple[argparse.Namespace, list[Stage]
         ("accum", "gradient_accumulation_steps"),
         ("backend", "backend"),
         ("ds_zero", "ds_zero"),
+        ("save_interval", "save_interval"),
     ):
         if getattr(args, flag) is not None:
             fields += [f"--{field}", str(getattr(args, flag))]
     if args.gpus is not None:
         fields += ["--device", "cpu" if args.gpus.startswith("cpu") else "cuda"]
-        _check_gpus(args.gpus)
+        _check_gpus(args.gpus, present=not args.dry_run)
     if args.gc:
         fields += ["--use_gradient_checkpointing", "True"]
     stages = []
@@ -132,19 +137,19 @@ def _stage(args: argparse.Namespace, fields: list[str]) -> Stage:
     return Stage(config, argv)
 
 
-def _check_gpus(gpus: str) -> None:
+def _check_gpus(gpus: str, present: bool) -> None:
     if re.fullmatch(r"cpu(,cpu)*", gpus):
         return
     if not re.fullmatch(r"\d+(,\d+)*", gpus):
         raise CommandLineError(f"--gpus is {gpus!r}; wanted indices like 0,1,2,3, or cpu")
+    if not present:
+        return
     import torch
 
-    present = torch.cuda.device_count()
-    missing = [index for index in gpus.split(",") if int(index) >= present]
+    seen = torch.cuda.device_count()
+    missing = [index for index in gpus.split(",") if int(index) >= seen]
     if missing:
-        raise CommandLineError(
-            f"--gpus asks for GPU {missing[0]}, but torch sees {present}; use --gpus cpu without one"
-        )
+        raise CommandLineError(f"--gpus asks for GPU {missing[0]}, but torch sees {seen}; use --gpus cpu without one")
 
 
 def _says(fields: list[str], field: str) -> bool:
@@ -174,15 +179,9 @@ def run_stage(args: argparse.Namespace, stage: Stage, continued: str) -> int:
         continued: the command line that would resume it.
     """
     environment = dict(os.environ)
-    workers = 1
-    if args.gpus:
-        workers = len(args.gpus.split(","))
-        if not args.gpus.startswith("cpu"):
-            environment["CUDA_VISIBLE_DEVICES"] = args.gpus
-    elif stage.config.device != "cpu":
-        import torch
-
-        workers = max(1, torch.cuda.device_count())
+    workers = _workers(args, stage)
+    if args.gpus and not args.gpus.startswith("cpu"):
+        environment["CUDA_VISIBLE_DEVICES"] = args.gpus
     command = [sys.executable]
     if workers * args.nnodes > 1:
         command += ["-m", "train_utils.ranks", f"--nnodes={args.nnodes}", f"--node_rank={args.node_rank}"]
@@ -211,12 +210,27 @@ def run_stage(args: argparse.Namespace, stage: Stage, continued: str) -> int:
             signal.signal(number, handler)
 
 
+def _workers(args: argparse.Namespace, stage: Stage) -> int:
+    """Processes on this machine."""
+    if args.gpus:
+        return len(args.gpus.split(","))
+    if stage.config.device == "cpu":
+        return 1
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     command, *rest = argv
     try:
         args, stages = plan(command, rest)
-    except (CommandLineError, ConfigError, CheckpointError, DataError) as error:
+        if args.dry_run:
+            for stage in stages:
+                print(describe_plan(stage.config, _workers(args, stage) * args.nnodes))
+            return 0
+    except (CommandLineError, ConfigError, CheckpointError, DataError, VLMLoadError) as error:
         print(f"error: {error}", file=sys.stderr)
         return MISTAKE
     for stage in stages:
