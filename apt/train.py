@@ -394,6 +394,11 @@ def data_size(config: TrainConfig) -> tuple[int, int]:
     return sizes.pop()
 
 
+def select_backend(config: TrainConfig) -> Backend:
+    """Raises ``ConfigError`` or ``ValueError`` where it cannot run here."""
+    return DeepSpeedBackend(config) if config.backend == "deepspeed" else DDPBackend(config.device)
+
+
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
@@ -402,7 +407,7 @@ def main(argv: list[str] | None = None) -> int:
             check_run_dir(config)
             print(describe_plan(config, int(os.environ.get("WORLD_SIZE", 1))))
             return 0
-        backend = DeepSpeedBackend(config) if config.backend == "deepspeed" else DDPBackend(config.device)
+        backend = select_backend(config)
     except (*USER_ERRORS, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return MISTAKE
