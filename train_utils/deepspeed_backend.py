@@ -21,7 +21,7 @@ from apt.configs import TrainConfig
 from apt.experts.base import ExpertLoss
 from train_utils.backend import Processes
 from train_utils.deepspeed_settings import check_deepspeed, deepspeed_settings
-from train_utils.optimizer_shards import discard_pending, finish, read_shard, write_pending
+from train_utils.optimizer_shards import discard_pending, finish, read_shard, remove_beyond, write_pending
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -128,6 +128,8 @@ class DeepSpeedBackend(Processes):
             discard_pending(latest, self.rank)
             raise
         finish(latest, self.rank)
+        if self.is_main:
+            remove_beyond(latest, self.world_size)
 
     def load_optimizer_state(self, content: dict, latest: Path) -> None:
         saved = content.get("optimizer_shards")

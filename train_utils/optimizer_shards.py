@@ -41,6 +41,13 @@ def finish(latest: Path, rank: int) -> None:
     os.replace(_pending_path(latest, rank), shard_path(latest, rank))
 
 
+def remove_beyond(latest: Path, world_size: int) -> None:
+    """Delete what an earlier save by more processes left behind."""
+    for path in latest.parent.glob(f"{latest.stem}_opt_rank*.pt"):
+        if int(path.stem.rpartition("rank")[2]) >= world_size:
+            path.unlink(missing_ok=True)
+
+
 def read_shard(latest: Path, rank: int, identity: str) -> dict:
     """The state that belongs to the checkpoint of this identity; completes a save that was interrupted.
 

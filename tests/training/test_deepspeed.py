@@ -142,6 +142,10 @@ def test_a_kill_between_the_files_of_a_save_leaves_shards_that_belong_to_the_che
     assert restored("second") == 2.0 and restored("second") == 2.0
     with pytest.raises(ValueError, match="another save"):
         restored("third")
+    optimizer_shards.write_pending(latest, 1, "second", {"value": torch.tensor(2.0)})
+    optimizer_shards.finish(latest, 1)
+    optimizer_shards.remove_beyond(latest, 1)
+    assert optimizer_shards.shard_path(latest, 0).exists() and not optimizer_shards.shard_path(latest, 1).exists()
     optimizer_shards.shard_path(latest, 0).write_bytes(b"damaged")
     with pytest.raises(ValueError, match="missing or damaged"):
         restored("second")
