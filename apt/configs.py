@@ -227,6 +227,10 @@ def train_config_from_dict(values: dict) -> tuple[TrainConfig, list[str]]:
     known = {field.name for field in dataclasses.fields(TrainConfig)}
     unknown = sorted(set(values) - known)
     kept = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if name in known}
+    for field in dataclasses.fields(TrainConfig):
+        wanted = (int, float) if isinstance(field.default, float) else type(field.default)
+        if field.name in kept and field.default is not None and not isinstance(kept[field.name], wanted):
+            raise ConfigError(f"{field.name} is {kept[field.name]!r} in the run's JSON; wanted {field.type}")
     return TrainConfig(**kept), unknown
 
 

@@ -52,6 +52,23 @@ def check_shadow(shadow: list[torch.Tensor], parameters: list[torch.Tensor]) -> 
         raise ValueError(f"the EMA holds {len(theirs)} tensors that do not match the model's {len(ours)} trained ones")
 
 
+def released_average(content: dict) -> tuple[dict, dict] | None:
+    """``weights`` and ``vlm_weights`` of a checkpoint with the EMA's values, where it has the released layout.
+
+    There the shadows follow the order of the file's own tensors: the expert's and the VLM's, or the other way round, a
+    tied ``lm_head`` left out. None for files of this project, whose shadows are those of trained parameters alone.
+    """
+    weights, vlm = content["weights"], content.get("vlm_weights") or {}
+    shadow = content["ema"]["shadow_params"]
+    untied = {name: tensor for name, tensor in vlm.items() if not name.endswith("lm_head.weight")}
+    for tuned in (vlm, untied, {}):
+        for order in ([*weights.items(), *tuned.items()], [*tuned.items(), *weights.items()]):
+            if [tuple(tensor.shape) for _, tensor in order] == [tuple(tensor.shape) for tensor in shadow]:
+                named = {name: value for (name, _), value in zip(order, shadow, strict=True)}
+                return {n: named[n] for n in weights}, {n: named[n] for n in tuned}
+    return None
+
+
 @torch.no_grad()
 def apply_shadow(module: nn.Module, state: dict) -> None:
     """Overwrite a module's trainable parameters with an EMA's state. Raises ``ValueError`` when it does not fit."""

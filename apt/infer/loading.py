@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
@@ -9,7 +10,9 @@ import torch
 from apt.checkpoint import CheckpointError, load_checkpoint, read_config
 from apt.configs import TrainConfig, train_config_from_dict
 from apt.vla import VLA
-from train_utils.ema import apply_shadow
+from train_utils.ema import apply_shadow, released_average
+
+logger = logging.getLogger(__name__)
 
 
 def load_policy(
@@ -23,7 +26,9 @@ def load_policy(
     """
     path, device = Path(ckpt_path), torch.device(device)
     content = load_checkpoint(path)
-    config, _ = train_config_from_dict(read_config(path))
+    config, unknown = train_config_from_dict(read_config(path))
+    if unknown:
+        logger.warning("%s: ignored in its configuration, unknown to this version: %s", path, ", ".join(unknown))
     half = config.fp16 and device.type == "cuda"
     dtype = torch.bfloat16 if half else torch.float32
     model = VLA(config.vla_config(), frozen_dtype=dtype, random_vlm=config.random_vlm)
@@ -31,5 +36,8 @@ def load_policy(
     if use_ema:
         if not content.get("ema"):
             raise CheckpointError(f"{path} holds no EMA; train with --ema_enabled True, or load without use_ema")
-        apply_shadow(model, content["ema"])
+        if average := released_average(content):
+            model.load_weights(*average)
+        else:
+            apply_shadow(model, content["ema"])
     return model.to(device).eval().requires_grad_(False), config
