@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import secrets
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -214,6 +215,7 @@ def _initialize(device: torch.device) -> None:
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.ERROR)  # it says a lot, on every rank
+    warnings.filterwarnings("ignore", r".*torch\.distributed\..* is deprecated", FutureWarning)  # DeepSpeed's calls
     if device.type == "cpu":
         # The shared-memory transport would be compiled first; gloo does without.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
