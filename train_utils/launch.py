@@ -109,6 +109,11 @@ def plan(command: str, argv: list[str]) -> tuple[argparse.Namespace, list[Stage]
         own = ["--train_stage", "0", "--name", name] + (["--resume", "True"] if args.va_conti else [])
         if pretrained and not args.va_conti:
             own += ["--pretrained_ckpt", pretrained]
+            ckpt_dir = parse_train_config(["--config", args.config, *fields]).ckpt_dir
+            if checkpoint_stage(load_checkpoint(find_checkpoint(pretrained, ckpt_dir))["weights"]) == 1:
+                raise CommandLineError(
+                    f"--pretrained-ckpt {pretrained} is a VLA already, and stage 0 trains a VA prior; use --stage 1"
+                )
         stages.append(_stage(args, fields + own))
     if args.stage in ("1", "both"):
         name = args.vla_conti or args.vla_name or f"{args.config}_vla"

@@ -214,3 +214,11 @@ def test_finetuning_needs_something_to_start_from(tmp_path, data_loc):
 def test_too_few_episodes_for_a_batch_is_one_line(tmp_path, located, capsys):
     assert train(tmp_path, "run", bs=64, sample_multiplex=1) == 2
     assert "raise sample_multiplex or lower the batch size" in capsys.readouterr().err
+
+
+def test_a_vla_is_not_fine_tuned_as_a_prior(runs, tmp_path, data_loc):
+    result = run(
+        "finetune", "--config", "debug", "--gpus", "cpu", "--stage", "both", "--pretrained-ckpt",
+        runs / "ckpt" / "vla" / "ckpt_latest.pt", *where(tmp_path), data_loc=data_loc,
+    )  # fmt: skip
+    refused(result, "is a VLA already", "--stage 1")
