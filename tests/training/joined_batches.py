@@ -39,8 +39,9 @@ class JoinedTrainer(Trainer):
         self._rows = slice(backend.rank * each, (backend.rank + 1) * each)
 
     def _whole(self, rows: slice) -> Batch:
-        options = {"num_future": self.model.config.num_future, "seed": len(PROMPTS) * self._index + rows.start}
-        return make_batch(self.model.vlm, PROMPTS[rows], **options)
+        seed = len(PROMPTS) * self._index + rows.start
+        future = self.model.config.num_future
+        return make_batch(self.model.vlm, PROMPTS[rows], cameras=1, num_future=future, seed=seed)
 
     def _batches(self, _stopwatch) -> Iterator[Batch]:
         self._index = self.iteration * self.config.gradient_accumulation_steps
