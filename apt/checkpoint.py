@@ -2,7 +2,8 @@
 
 Layout (released runs): ``weights``, ``vlm_weights``, ``current_iters``, ``last_ep``, ``best_score``, ``latest_score``,
 ``lr``, ``ema``; DDP adds ``optimizer``, ``scheduler``, ``scaler``. This project adds ``epoch_samples``: how far into
-the epoch the run was. The run's configuration lies beside them as ``YYYYmmddHHMM.json``; the newest by name counts.
+the epoch the run was, and ``epoch_length``, by which a resumed run notices that its data have changed. The run's
+configuration lies beside them as ``YYYYmmddHHMM.json``; the newest by name counts.
 
 Wherever a ``.pt`` is read, an exported folder (``apt/hub_folder.py``) may be given instead:
 

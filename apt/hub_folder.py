@@ -27,7 +27,7 @@ EMA_FILE = "ema.safetensors"
 CONFIG_FILE = "config.json"
 STATE_FILE = "state.json"
 CARD_FILE = "README.md"
-STATE_KEYS = ("current_iters", "last_ep", "epoch_samples", "best_score", "latest_score", "lr")
+STATE_KEYS = ("current_iters", "last_ep", "epoch_samples", "epoch_length", "best_score", "latest_score", "lr")
 
 
 class FolderError(ValueError):

@@ -160,6 +160,11 @@ class Trainer:
         self.iteration = int(start["current_iters"])
         self.best_score, self.latest_score = float(start["best_score"]), float(start["latest_score"])
         self.epoch, self._epoch_samples = int(start["last_ep"]), int(start.get("epoch_samples", 0))
+        length = int(start.get("epoch_length", self.sampler.epoch_length))
+        if length != self.sampler.epoch_length or self._epoch_samples > length:
+            now = self.sampler.epoch_length
+            self._say(f"the data have changed: {now} samples per epoch, {length} before; a new epoch begins")
+            self.epoch, self._epoch_samples = self.epoch + 1, 0
         try:
             self.backend.load_optimizer_state(start, self.config.run_dir / LATEST)
         except ValueError as error:
@@ -373,6 +378,7 @@ class Trainer:
                 "current_iters": self.iteration,
                 "last_ep": self.epoch,
                 "epoch_samples": self._epoch_samples,
+                "epoch_length": self.sampler.epoch_length,
                 "best_score": self.best_score,
                 "latest_score": self.latest_score,
                 "lr": self.optimizer.param_groups[0]["lr"],

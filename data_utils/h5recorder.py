@@ -38,9 +38,10 @@ class EpisodeWriter:
         jpeg_quality: int = 95,
     ) -> None:
         self.path = Path(path)
+        self._scalars: dict[str, list[np.ndarray]] = {"timestamp": []}
         self.cameras = tuple(cameras)
         self.num_arms = num_arms
-        self.prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        self.prompts = [prompts] if isinstance(prompts, str) else list(prompts or ())
         self.jpeg_quality = jpeg_quality
         if not self.cameras or len(set(self.cameras)) != len(self.cameras):
             raise self._fault("cameras", f"are {self.cameras}; wanted at least one name, each once", "camera")
@@ -50,7 +51,6 @@ class EpisodeWriter:
             raise self._fault("prompts", f"are {self.prompts!r}; wanted at least one non-empty text", "prompt")
         if not 1 <= jpeg_quality <= 100:
             raise self._fault("jpeg_quality", f"is {jpeg_quality}; wanted 1 to 100", "image")
-        self._scalars: dict[str, list[np.ndarray]] = {"timestamp": []}
         self._images: dict[str, list[np.ndarray]] = {camera: [] for camera in self.cameras}
         self._camera_poses: dict[str, list[np.ndarray]] = {camera: [] for camera in self.cameras}
         self._intrinsics: dict[str, list[np.ndarray]] = {camera: [] for camera in self.cameras}

@@ -328,10 +328,13 @@ def main(argv: list[str] | None = None) -> int:
     rows = index.episodes
     faults = Counter(rule for rule in rows["rule"].to_pylist() if rule)
     in_cameras = sum(bool(text) for text in rows["camera_faults"].to_pylist())
-    print(f"{len(rows)} episodes, {pc.sum(rows['length']).as_py()} frames in {index.path}")
+    count = f"{len(rows)} episode{'' if len(rows) == 1 else 's'}"
+    print(f"{count}, {pc.sum(rows['length']).as_py()} frames in {index.path}")
     print(f"{sum(faults.values())} cannot be used" + "".join(f"; {rule}: {n}" for rule, n in faults.most_common()))
     if in_cameras:
         print(f"{in_cameras} have a camera that cannot be used")
+    if faults or in_cameras:
+        print(f"they are left out of training; python -m data_utils.inspect {index.path} names every fault")
     print(f"{time.perf_counter() - began:.1f} s")
     return 0
 

@@ -106,7 +106,7 @@ class _DistributedSampler(Sampler[SampleKey], ABC):
 
     def __len__(self) -> int:
         """Samples of one whole epoch on this rank."""
-        return self._epoch_length() // self.world_size
+        return self.epoch_length // self.world_size
 
     def __iter__(self) -> Iterator[SampleKey]:
         first = self.start * self.batch_size * self.world_size + self.rank
@@ -145,9 +145,10 @@ class _DistributedSampler(Sampler[SampleKey], ABC):
         self._rng(*stream).shuffle(order)
         return order
 
+    @property
     @abstractmethod
-    def _epoch_length(self) -> int:
-        """Positions of one epoch over all ranks."""
+    def epoch_length(self) -> int:
+        """Samples of one epoch over all ranks, the tail that does not divide by them included."""
 
     @abstractmethod
     def _chunk_length(self) -> int:
@@ -193,7 +194,8 @@ class DistributedWeightedSampler(_DistributedSampler):
         if self.num_samples < 1:
             raise ValueError(f"num_samples is {num_samples}; it must be at least 1")
 
-    def _epoch_length(self) -> int:
+    @property
+    def epoch_length(self) -> int:
         return self.num_samples
 
     def _chunk_length(self) -> int:
@@ -255,7 +257,8 @@ class DistributedMultiplexSampler(_DistributedSampler):
             raise ValueError(f"multiplex is {multiplex}; it must be at least 1")
         self.multiplex = multiplex
 
-    def _epoch_length(self) -> int:
+    @property
+    def epoch_length(self) -> int:
         return sum(self.num_items) * self.multiplex
 
     def _chunk_length(self) -> int:

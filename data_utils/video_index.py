@@ -66,7 +66,9 @@ def read_index(path: str | os.PathLike) -> VideoIndex:
     """
     path = os.fspath(path)
     if not Path(path).is_file():
-        raise video_error(path, "no such video; check the video root")
+        raise video_error(
+            path, "no such video; check the folder of the videos (video_root of the location, or of the episode file)"
+        )
     if os.path.getsize(path) < CACHED_FROM_BYTES:
         return _demux(path)
     stored = _cache_file(path)

@@ -279,6 +279,23 @@ def test_the_writer_refuses_a_wrong_frame_and_goes_on(tmp_path, change, named):
     np.testing.assert_array_equal(Episode(path).times(), [0.0, 2.0])
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (dict(prompts=""), "prompts"),
+        (dict(prompts=["lift it", ""]), "prompts"),
+        (dict(prompts=None), "prompts"),
+        (dict(cameras=[]), "cameras"),
+        (dict(num_arms=0), "num_arms"),
+        (dict(jpeg_quality=0), "jpeg_quality"),
+    ],
+)
+def test_the_writer_refuses_wrong_arguments_by_name(tmp_path, change, named):
+    arguments = dict(cameras=CAMERAS, num_arms=1, prompts="go")
+    with pytest.raises(DataError, match=named):
+        EpisodeWriter(tmp_path / "a.h5", **{**arguments, **change})
+
+
 def test_an_exception_or_a_discard_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError), EpisodeWriter(tmp_path / "a.h5", CAMERAS, 1, "go") as writer:
         writer.add_frame(**frame_arguments())

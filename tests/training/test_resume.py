@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 
@@ -34,6 +35,20 @@ def test_a_resumed_run_repeats_the_uninterrupted_one_to_the_bit(tmp_path, locate
             assert torch.equal(tensor, parts[key][name]), name
     for one, other in zip(whole["ema"]["shadow_params"], parts["ema"]["shadow_params"], strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_run_whose_data_have_changed_begins_a_new_epoch(tmp_path, monkeypatch, episode_dir, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(episode_dir, data)
+    location = tmp_path / "loc.yaml"
+    location.write_text(f"default:\n  PickPlaceCan: {data}\n")
+    monkeypatch.setenv("APT_DATA_LOC", str(location))
+    assert train(tmp_path, "run", max_iterations=7, sample_multiplex=3) == 0  # of 9 batches per epoch
+    next(data.glob("*.h5")).unlink()
+    next(data.glob("*.h5")).unlink()
+    assert train(tmp_path, "run", max_iterations=9, sample_multiplex=3, resume=True) == 0
+    said = capsys.readouterr().out
+    assert "the data have changed: 12 samples per epoch, 18 before; a new epoch begins" in said and "9/9" in said
 
 
 def test_the_number_of_workers_does_not_change_the_run(tmp_path, located):
