@@ -19,7 +19,7 @@ from data_utils.errors import DataError
 # needs libraries that the others do not.
 FORMATS = {
     "libero": ("data_utils.convert.libero", "LiberoSettings", "LiberoConverter", "LIBERO's demonstrations, replayed"),
-    "lerobot": ("data_utils.convert.lerobot", "LerobotSettings", "LerobotConverter", "LeRobot v2.1 and v3.0"),
+    "lerobot": ("data_utils.convert.lerobot", "LerobotSettings", "LerobotConverter", "LeRobot v2.0, v2.1 and v3.0"),
     "robomimic": ("data_utils.convert.robomimic", "RobomimicSettings", "RobomimicConverter", "robomimic's HDF5"),
 }
 

@@ -1,4 +1,4 @@
-"""LeRobot datasets (v2.1 and v3.0) to episode files: parquet columns by a mapping file, videos left where they are."""
+"""LeRobot datasets (v2.0 to v3.0) to episode files: parquet columns by a mapping file, videos left where they are."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import tyro
 
 from data_utils.convert.assemble import assemble
 from data_utils.convert.lerobot_layout import EpisodePlace, Layout
-from data_utils.convert.mapping import check_columns, load_mapping, mapping_content
+from data_utils.convert.mapping import check_columns, check_files, load_mapping, mapping_content
 from data_utils.convert.runner import Job
+from data_utils.convert.videos import video_index
 from data_utils.errors import DataError
 from data_utils.h5io import EpisodeData, VideoFrames
 from data_utils.video import nearest_frame
-from data_utils.video_index import read_index
 
 EPISODES_PER_FOLDER = 1000
 OWN_COLUMNS = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # of every LeRobot dataset
@@ -38,7 +38,7 @@ class LerobotSettings:
     calibration: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Folder of the calibration files that the mapping names; the dataset's own where it is not given."""
     videos: Literal["reference", "copy"] = "reference"
-    """Leave videos where they are, or link or copy them into OUT/videos so that OUT stands alone."""
+    """Leave videos where they are, or put them into OUT/videos too (hard links where possible, else copies)."""
 
 
 class LerobotConverter:
@@ -67,6 +67,7 @@ class LerobotConverter:
     def jobs(self) -> list[Job]:
         # Before an hour's work is spent on a misspelt name; single episodes may still lack a column.
         check_columns(self._mapping, self._mapping_file, dict.fromkeys([*self._layout.features, *OWN_COLUMNS]))
+        check_files(self._mapping, self._mapping_file, self._calibration)
         return [
             Job(f"chunk-{place.index // EPISODES_PER_FOLDER:03d}/episode_{place.index:06d}", (place,))
             for place in self._layout.episodes()
@@ -252,13 +253,8 @@ def _row_range(path: str, mtime_ns: int, episode: int) -> tuple[int, int]:
     return rows[episode]
 
 
-@lru_cache(maxsize=16)
-def _video_index(path: str):
-    return read_index(path)
-
-
 def _check_video(path: str, times: np.ndarray) -> None:
     """Raises DataError where the video lacks a frame for one of ``times`` (T,); nothing is decoded."""
-    index = _video_index(path)
+    index = video_index(path)
     for time in times.tolist():
         nearest_frame(index, time)

@@ -292,29 +292,39 @@ def load_mapping(name: str | Path) -> tuple[Mapping, Path]:
 def check_columns(mapping: Mapping, path: Path, columns: Iterable[str]) -> None:
     """Raises MappingError for the first column of a mapping (read from ``path``) that is not among ``columns``."""
     there = list(columns)
-    for field, column in _columns(mapping, ""):
-        if column not in there:
+    for field, column in _named(mapping, ""):
+        if isinstance(column, str) and column not in there:
             what = f"{field} wants column {column!r}, which the recording has not; it has {', '.join(there)}"
             raise MappingError(f"{path}: {what}", "schema")
 
 
-def _columns(item: object, field: str) -> Iterator[tuple[str, str]]:
-    """Every column that a part of a mapping names, with the field that names it."""
+def check_files(mapping: Mapping, path: Path, calibration: Path) -> None:
+    """Raises MappingError for the first file, the same for all episodes, that is not in the folder ``calibration``."""
+    for field, file in _named(mapping, ""):
+        if isinstance(file, InFile) and "{" not in file.file and not (calibration / file.file).is_file():
+            what = f"{field} wants the calibration file {calibration / file.file}, which is not there"
+            raise MappingError(f"{path}: {what}; put it there, or name its folder with --calibration", "file")
+
+
+def _named(item: object, field: str) -> Iterator[tuple[str, str | InFile]]:
+    """Every column (its name) and file that a part of a mapping names, with the field that names it."""
     if isinstance(item, Column):
         yield field, item.name
+    elif isinstance(item, InFile):
+        yield field, item
     elif isinstance(item, Values):
-        yield from _columns(item.pieces, field)
+        yield from _named(item.pieces, field)
     elif isinstance(item, tuple):
         for index, part in enumerate(item):
-            yield from _columns(part, field if isinstance(part, Column) else f"{field}[{index}]")
+            yield from _named(part, field if isinstance(part, Column | InFile) else f"{field}[{index}]")
     elif isinstance(item, dict):
         for name, part in item.items():
-            yield from _columns(part, f"{field}.{name}")
+            yield from _named(part, f"{field}.{name}")
     elif dataclasses.is_dataclass(item):
         for name in _fields(type(item)):
             part, where = getattr(item, name), f"{field}.{name}".lstrip(".")
             is_name = isinstance(part, str) and (type(item), name) in _COLUMN_FIELDS
-            yield from [(where, part)] if is_name else _columns(part, where)
+            yield from [(where, part)] if is_name else _named(part, where)
 
 
 def mapping_content(path: Path) -> object:

@@ -15,7 +15,7 @@ import numpy as np
 import tyro
 
 from data_utils.convert.assemble import assemble
-from data_utils.convert.mapping import load_mapping, mapping_content
+from data_utils.convert.mapping import check_files, load_mapping, mapping_content
 from data_utils.convert.runner import Job
 from data_utils.errors import DataError
 from data_utils.h5io import EpisodeData
@@ -62,6 +62,7 @@ class RobomimicConverter:
         return {**settings, "mapping": mapping_content(self._mapping_file), "calibration": self._calibration}
 
     def jobs(self) -> list[Job]:
+        check_files(self._mapping, self._mapping_file, self._calibration)
         found = []
         for path in self._files:
             for name in self._demonstrations(path):

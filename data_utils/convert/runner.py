@@ -11,7 +11,7 @@ import sys
 import threading
 import traceback
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Protocol
 
 from tqdm import tqdm
 
-from data_utils.convert.videos import with_own_videos
+from data_utils.convert.videos import decord_refuses, with_own_videos
 from data_utils.errors import DataError
 from data_utils.h5io import EpisodeData, write_episode
 
@@ -28,6 +28,7 @@ LOCK = ".conversion.lock"
 SUFFIX = ".h5"
 WORKER_DIED = "worker died"
 UNEXPECTED = "unexpected error"
+SHOWN_DIFFERENCES = 5
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,13 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class _Converted:
+    """An episode that was written; ``refused`` is what ``videos.decord_refuses`` says of its videos."""
+
+    refused: frozenset[str]
+
+
+@dataclass(frozen=True)
 class _Task:
     """What every worker is told once."""
 
@@ -84,6 +92,7 @@ class Summary:
     converted: int = 0
     skipped: dict[str, str] = field(default_factory=dict)  # episode -> reason
     failed: list[Failure] = field(default_factory=list)
+    refused: set[str] = field(default_factory=set)  # why decord cannot read videos of these episodes
     interrupted: bool = False
 
     def text(self) -> str:
@@ -91,7 +100,10 @@ class Summary:
         head = f"{self.converted} converted, {self.already_there} already there, {len(self.skipped)} skipped"
         lines = [f"{head}, {len(self.failed)} failed, of {self.episodes} episodes"]
         lines += [f"  skipped {n}: {reason}" for reason, n in Counter(self.skipped.values()).most_common()]
-        lines += [f"  failed {n}: {rule}" for rule, n in Counter(item.rule for item in self.failed).most_common()]
+        for rule, n in Counter(item.rule for item in self.failed).most_common():
+            first = next(item for item in self.failed if item.rule == rule)
+            lines.append(f"  failed {n}: {rule}; the first, {first.episode}: {first.message}")
+        lines += [f"  videos {why}: train with --video_reader pyav" for why in sorted(self.refused)]
         if self.interrupted:
             lines.append("  interrupted; the same command goes on from here")
         return "\n".join(lines)
@@ -109,7 +121,8 @@ def run(
         converter: reads the source.
         out: folder of the episode files; made where it is missing.
         workers: processes that convert.
-        settings: what the episodes depend on (JSON-able); must be those that ``out`` was begun with.
+        settings: what the episodes depend on (JSON-able); must be those that ``out`` was begun with, once it holds
+            an episode.
         copy_videos: link or copy the videos that episodes refer to into ``out/videos``.
     Raises:
         DataError: no such source, ``out`` belongs to other settings or to a conversion that is running.
@@ -130,9 +143,9 @@ def run(
         except OSError as error:
             raise DataError(f"{out}: another conversion is writing there; wait for it", "location") from error
         settings = json.loads(json.dumps(dict(settings)))
-        _check_settings(out, settings)
+        refused = _check_settings(out, settings)
         _remove_temporaries(out)
-        summary = Summary(len(jobs))
+        summary = Summary(len(jobs), refused=refused)
         todo = [job for job in jobs if not (out / f"{job.name}{SUFFIX}").is_file()]
         summary.already_there = len(jobs) - len(todo)
         write_record(out, settings, summary, "running")
@@ -158,6 +171,7 @@ def write_record(out: Path, settings: Mapping[str, object], summary: Summary, st
         "already_there": summary.already_there,
         "skipped": [{"episode": name, "reason": reason} for name, reason in sorted(summary.skipped.items())],
         "failed": [asdict(failure) for failure in sorted(summary.failed, key=lambda failure: failure.episode)],
+        "videos_refused_by_decord": sorted(summary.refused),
     }
     temporary = out / f".{RECORD}.tmp"
     with temporary.open("w", encoding="utf-8") as file:
@@ -167,28 +181,48 @@ def write_record(out: Path, settings: Mapping[str, object], summary: Summary, st
     os.replace(temporary, out / RECORD)
 
 
-def _check_settings(out: Path, settings: dict) -> None:
+def _check_settings(out: Path, settings: dict) -> set[str]:
+    """Raises DataError where ``out`` holds episodes of other settings; returns what decord refuses of its videos."""
     record = out / RECORD
     if not record.is_file():
-        return
+        return set()
     try:
-        begun = json.loads(record.read_text(encoding="utf-8"))["settings"]
+        content = json.loads(record.read_text(encoding="utf-8"))
+        begun, refused = dict(content["settings"]), set(content.get("videos_refused_by_decord", ()))
+        recorded = content["converted"] + content["already_there"]
     except (ValueError, KeyError, TypeError) as error:
         what = f"is not the record of a conversion ({error}); remove it, or name another --out"
         raise DataError(f"{record}: {what}", "location") from error
-    differing = [
-        f"{name} was {_shown(begun.get(name))}, now {_shown(settings.get(name))}"
-        for name in sorted({*begun, *settings})
-        if begun.get(name) != settings.get(name)
-    ]
-    if differing:
-        what = f"was begun with other settings ({'; '.join(differing)}); keep them, or name another --out"
-        raise DataError(f"{out}: {what}", "location")
+    differing = list(_differences(begun, settings, ""))
+    if not differing:
+        return refused
+    # A conversion that was killed has not recorded its episodes: the files count too.
+    if not recorded and not any(out.rglob(f"*{SUFFIX}")):
+        return set()
+    more = f"; and {len(differing) - SHOWN_DIFFERENCES} more" if len(differing) > SHOWN_DIFFERENCES else ""
+    listed = "; ".join(differing[:SHOWN_DIFFERENCES]) + more
+    what = f"holds episodes of other settings ({listed}); name another --out, or remove that folder"
+    raise DataError(f"{out}: {what}", "location")
 
 
-def _shown(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+def _differences(old: object, new: object, where: str) -> Iterator[str]:
+    """``path: old -> new`` for every innermost value that differs between two JSON values."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted({*old, *new}):
+            yield from _differences(old.get(name), new.get(name), f"{where}.{name}".lstrip("."))
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for index, (one, other) in enumerate(zip(old, new, strict=True)):
+            yield from _differences(one, other, f"{where}[{index}]")
+    elif old != new:
+        texts = [value if isinstance(value, str) else json.dumps(value) for value in (old, new)]
+        begin = max(0, len(os.path.commonprefix(texts)) - 20)  # long values are cut around their first difference
+        yield f"{where}: {' -> '.join(_shown(text, begin) for text in texts)}"
+
+
+def _shown(text: str, begin: int) -> str:
+    if len(text) <= 100:
+        return text
+    return f"{'...' if begin else ''}{text[begin : begin + 100]}{'...' if len(text) > begin + 100 else ''}"
 
 
 def _remove_temporaries(out: Path) -> None:
@@ -232,9 +266,10 @@ def _convert_all(task: _Task, jobs: list[Job], count: int, summary: Summary) -> 
             worker.process.join()
 
 
-def _account(job: Job, outcome: "Skipped | Failure | None", summary: Summary, bar: tqdm) -> None:
-    if outcome is None:
+def _account(job: Job, outcome: _Converted | Skipped | Failure, summary: Summary, bar: tqdm) -> None:
+    if isinstance(outcome, _Converted):
         summary.converted += 1
+        summary.refused |= outcome.refused
     elif isinstance(outcome, Skipped):
         summary.skipped[job.name] = str(outcome)
     else:
@@ -269,8 +304,8 @@ class _Worker:
         except OSError:
             pass  # it died meanwhile: the pipe's end says so
 
-    def outcome(self) -> Skipped | Failure | None:
-        """Of the job given last; a dead process is a :class:`Failure` of its job."""
+    def outcome(self) -> _Converted | Skipped | Failure | None:
+        """Of the job given last, None before the first; a dead process is a :class:`Failure` of its job."""
         try:
             outcome = self.connection.recv()
         except (EOFError, OSError):
@@ -306,13 +341,14 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _convert_one(task: _Task, job: Job) -> Skipped | Failure | None:
+def _convert_one(task: _Task, job: Job) -> _Converted | Skipped | Failure:
     path = task.out / f"{job.name}{SUFFIX}"
     try:
         data = task.converter.convert(job)
+        converted = _Converted(decord_refuses(data))
         path.parent.mkdir(parents=True, exist_ok=True)
         if task.copy_videos:
-            data = with_own_videos(data, path, task.out / "videos")
+            data = with_own_videos(data, path, task.out)
         write_episode(path, data)
     except Skipped as reason:
         return reason
@@ -322,4 +358,4 @@ def _convert_one(task: _Task, job: Job) -> Skipped | Failure | None:
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(place.filename).name}:{place.lineno}"
         return Failure(job.name, UNEXPECTED, f"{type(error).__name__} at {where}: {' '.join(str(error).split())}")
-    return None
+    return converted

@@ -1,4 +1,4 @@
-"""Bring the videos that an episode refers to into the output folder."""
+"""The videos that an episode refers to: which readers take them, and how they get into the output folder."""
 
 from __future__ import annotations
 
@@ -6,29 +6,55 @@ import contextlib
 import dataclasses
 import os
 import shutil
+from functools import lru_cache
 from pathlib import Path
 
 from data_utils.errors import DataError
 from data_utils.h5io import EpisodeData, VideoFrames
+from data_utils.video_index import VideoIndex, read_index
+
+FOLDER = "videos"  # below the output folder
+TIME_STEP_NS = 2 * 10**9  # of the file system that stores a file's time most coarsely
 
 
-def with_own_videos(data: EpisodeData, episode: Path, folder: Path) -> EpisodeData:
-    """The episode with its videos in ``folder``: hard links where the file system allows, else copies.
+@lru_cache(maxsize=16)
+def video_index(path: str) -> VideoIndex:
+    """The index of a video, which several episodes may share."""
+    return read_index(path)
+
+
+def decord_refuses(data: EpisodeData) -> frozenset[str]:
+    """Why decord, training's default reader, refuses videos of an episode ("are AV1"); empty where it takes all.
+
+    It is ``DecordReader.check`` that refuses them; decord itself need not be installed where data are converted.
+    """
+    found = set()
+    for path in _paths(data):
+        index = video_index(str(Path(data.video_root) / path))
+        if index.codec == "av1":
+            found.add("are AV1")
+        elif index.hidden:
+            found.add("have frames hidden by an edit list")
+        elif not index.keys_in_order:
+            found.add("store frames behind the key frame that follows them")
+    return frozenset(found)
+
+
+def with_own_videos(data: EpisodeData, episode: Path, out: Path) -> EpisodeData:
+    """The episode with its videos in ``out/videos``: hard links where the file system allows, else copies.
 
     Args:
         data: an episode whose ``video_root`` is absolute; itself where it has no videos.
         episode: its file, which will find the videos by a relative path.
-        folder: takes the videos under the paths that they have below their root.
+        out: takes the videos under the paths that they have below their root, in ``videos`` (once: LeRobot's paths
+            begin so themselves).
     Raises:
         DataError: a video cannot be read or written.
     """
-    paths: set[str] = set()
-    for camera in data.cameras.values():
-        if isinstance(camera.frames, VideoFrames):
-            of_camera = camera.frames.path
-            paths.update([of_camera] if isinstance(of_camera, str) else of_camera)
+    paths = _paths(data)
     if not paths:
         return data
+    folder = out if all(Path(path).parts[0] == FOLDER for path in paths) else out / FOLDER
     for path in sorted(paths):
         try:
             _bring(Path(data.video_root) / path, folder / path)
@@ -39,8 +65,18 @@ def with_own_videos(data: EpisodeData, episode: Path, folder: Path) -> EpisodeDa
     return dataclasses.replace(data, video_root=os.path.relpath(folder, episode.parent))
 
 
+def _paths(data: EpisodeData) -> set[str]:
+    """Of an episode's videos, relative to its ``video_root``."""
+    paths: set[str] = set()
+    for camera in data.cameras.values():
+        if isinstance(camera.frames, VideoFrames):
+            of_camera = camera.frames.path
+            paths.update([of_camera] if isinstance(of_camera, str) else of_camera)
+    return paths
+
+
 def _bring(source: Path, target: Path) -> None:
-    if target.exists() and target.stat().st_size == source.stat().st_size:
+    if target.exists() and _is_same(source.stat(), target.stat()):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
@@ -50,8 +86,17 @@ def _bring(source: Path, target: Path) -> None:
             os.link(source.resolve(), temporary)
         if not temporary.exists():
             shutil.copyfile(source, temporary)
+            found = source.stat()
+            os.utime(temporary, ns=(found.st_atime_ns, found.st_mtime_ns))
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_same(source: os.stat_result, target: os.stat_result) -> bool:
+    """The same file, or a copy that was made of it (not of another dataset's video of this name and size)."""
+    if os.path.samestat(source, target):
+        return True
+    return source.st_size == target.st_size and abs(source.st_mtime_ns - target.st_mtime_ns) <= TIME_STEP_NS

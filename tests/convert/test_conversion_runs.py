@@ -86,11 +86,41 @@ def test_a_finished_episode_is_not_converted_again_and_leftovers_are_removed(tmp
     assert not leftover.exists()
 
 
-def test_other_settings_on_the_same_folder_are_refused_by_name(tmp_path):
-    run(Source(()), tmp_path, 1, {"image_size": 256, "src": "a"})
-    with pytest.raises(DataError, match=r"image_size was 256, now 128") as refusal:
-        run(Source(()), tmp_path, 1, {"image_size": 128, "src": "a"})
-    assert "src" not in str(refusal.value)
+def test_the_first_failure_of_each_kind_is_in_the_summary_on_screen(tmp_path):
+    summary = run(Source(("wrong", "wrong", "surprise", "wrong")), tmp_path, 1, {})
+    lines = summary.text().splitlines()
+    assert lines[1:] == [
+        "  failed 3: pose; the first, part/00_wrong: part/00_wrong: has no pose",
+        f"  failed 1: unexpected error; the first, part/02_surprise: {summary.failed[2].message}",
+    ]
+
+
+def test_other_settings_on_a_folder_with_episodes_are_refused_by_the_innermost_value(tmp_path):
+    long = "a/very/long/path/" * 12
+
+    def settings(order: str, value: float, src: str) -> dict:
+        return {"src": src, "mapping": {"arms": [{"pose": {"order": order, "values": [0.0, value]}}]}, "seed": 1}
+
+    run(Source(("good",)), tmp_path, 1, settings("xyzw", 1.0, f"{long}a"))
+    with pytest.raises(DataError, match=r"name another --out, or remove that folder") as refusal:
+        run(Source(("good",)), tmp_path, 1, settings("wxyz", 2.0, f"{long}b"))
+    said = str(refusal.value)
+    assert "mapping.arms[0].pose.order: xyzw -> wxyz; mapping.arms[0].pose.values[1]: 1.0 -> 2.0; src: ..." in said
+    assert "path/a -> ..." in said and "path/b)" in said and "seed" not in said
+
+
+def test_a_folder_in_which_nothing_was_converted_is_begun_anew_with_other_settings(tmp_path):
+    run(Source(("wrong", "skip")), tmp_path, 1, {"order": "xyzw"})
+    summary = run(Source(("good", "good")), tmp_path, 1, {"order": "wxyz"})
+    assert summary.converted == 2 and record(tmp_path)["settings"] == {"order": "wxyz"}
+
+
+def test_episodes_of_a_killed_conversion_count_though_they_are_not_recorded(tmp_path):
+    run(Source(("good",)), tmp_path, 1, {"order": "xyzw"})
+    content = record(tmp_path) | {"state": "running", "converted": 0}
+    (tmp_path / "conversion.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="order: xyzw -> wxyz"):
+        run(Source(("good",)), tmp_path, 1, {"order": "wxyz"})
 
 
 def test_a_killed_conversion_leaves_whole_episodes_and_is_taken_up_again(tmp_path):

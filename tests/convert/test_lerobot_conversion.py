@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +20,8 @@ from data_utils.convert.lerobot import LerobotConverter, LerobotSettings
 from data_utils.convert.runner import Skipped, run
 from data_utils.errors import DataError
 from data_utils.h5io import Episode, EpisodeData, write_episode
+from data_utils.video_index import read_index
+from data_utils.video_readers import READER_TYPES
 from tests.convert import datasets
 
 MAPPING = {
@@ -149,9 +153,47 @@ def test_copied_videos_stand_alone(sources, tmp_path):
     source = shutil.copytree(sources["v3.0"], tmp_path / "source")
     convert(source, tmp_path / "out", mapping_file(tmp_path), videos="copy")
     shutil.rmtree(source)
+    assert (tmp_path / "out/videos/images.front/chunk-000/file-000.mp4").is_file()
     moved = (tmp_path / "out").rename(tmp_path / "moved")
     with Episode(moved / "chunk-000/episode_000002.h5") as episode:
         assert np.abs(episode.rgb("front", 7).astype(int) - content()[2].videos["images.front"][7]).max() <= 3
+
+
+def test_a_copied_video_of_another_dataset_is_replaced(sources, tmp_path):
+    out, name = tmp_path / "out", "videos/chunk-000/images.front/episode_000000.mp4"
+    video = sources["v2.1"] / name
+    (out / name).parent.mkdir(parents=True)
+    (out / name).write_bytes(bytes(video.stat().st_size))
+    os.utime(out / name, (0, 0))
+    convert(sources["v2.1"], out, mapping_file(tmp_path), videos="copy")
+    assert (out / name).read_bytes() == video.read_bytes()
+
+
+def test_videos_that_decord_refuses_are_in_the_summary_also_when_all_is_there(tmp_path):
+    source = datasets.write_v21(tmp_path / "src", content(1))
+    video = source / "videos/chunk-000/images.front/episode_000000.mp4"
+    datasets.write_video(video, content(1)[0].videos["images.front"], codec="libsvtav1")
+    with pytest.raises(DataError, match="is AV1"):
+        READER_TYPES["decord"].check(read_index(video))
+    for _ in range(2):
+        summary = convert(source, tmp_path / "out", mapping_file(tmp_path))
+        assert "\n  videos are AV1: train with --video_reader pyav" in summary.text()
+
+
+def test_a_missing_calibration_file_of_all_episodes_is_named_before_anything_is_converted(sources, tmp_path, capsys):
+    cameras = copy.deepcopy(MAPPING["cameras"])
+    cameras["hand"]["K"]["values"] = {"file": "wrist.json", "key": "K"}
+    command = ["lerobot", "--src", str(sources["v2.1"]), "--out", str(tmp_path / "out"), "--calibration", str(tmp_path)]
+    command += ["--mapping", str(mapping_file(tmp_path, cameras=cameras))]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert f"cameras.hand.K.values wants the calibration file {tmp_path}/wrist.json" in said and said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    cameras["hand"]["K"]["values"]["file"] = "wrist_{episode_index}.json"  # those of episodes fail one by one
+    mapping_file(tmp_path, cameras=cameras)
+    assert main(command) == 1
+    said = capsys.readouterr().out
+    assert "failed 3: file; the first, chunk-000/episode_00000" in said and "no such calibration file" in said
 
 
 def test_image_columns_are_read_as_they_are(tmp_path):
@@ -278,7 +320,7 @@ def test_another_mapping_of_the_same_name_is_another_setting(sources, tmp_path, 
     assert main(command) == 0
     mapping_file(tmp_path, time_step=0.1, timestamp=None)
     assert main(command) == 2
-    assert "was begun with other settings (mapping was" in capsys.readouterr().err
+    assert "(mapping.time_step: null -> 0.1; mapping.timestamp: timestamp -> null)" in capsys.readouterr().err
 
 
 def test_a_converter_without_its_table_of_tasks_fails_by_name(sources, tmp_path):
