@@ -62,7 +62,7 @@ class VideoCache:
 
     Args:
         reader: one of :data:`READERS`.
-        max_open: decoders kept open (those being read at a moment come on top).
+        max_open: decoders kept open (those being read at a moment come on top); fewer where the library does better so.
         threads: decoding threads of each decoder.
     """
 
@@ -70,7 +70,8 @@ class VideoCache:
         _check_reader(reader)
         if max_open < 1:
             raise ValueError(f"max_open is {max_open}; at least one decoder must be open")
-        self._reader, self._max_open, self._threads = reader, max_open, threads
+        self._reader, self._threads = reader, threads
+        self._max_open = min(max_open, READER_TYPES[reader].open_at_most)
         self._state = _State()
 
     def __reduce__(self):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -97,6 +98,7 @@ class VideoReader(ABC):
         return video_error(self.index.path, f"frame {index} at {at:.3f} s cannot be decoded by {self.library}: {what}")
 
     library: str  # as users know it
+    open_at_most: int = sys.maxsize  # decoders worth keeping open for random access
 
     @classmethod
     @abstractmethod
@@ -203,6 +205,9 @@ class DecordReader(VideoReader):
     wrong are refused. It does not tell of damaged frames."""
 
     library = "decord"
+    # An open decoder goes on decoding ahead, in a thread of its own, what random access never asks for: several of them
+    # take five times as long per frame as opening one again.
+    open_at_most = 1
 
     @classmethod
     def check(cls, index: VideoIndex) -> None:
