@@ -48,7 +48,16 @@ def parse(
 
 def _sentence(box: str) -> str:
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    lines = [re.sub(r"[│╭╮╰╯─]+", " ", line).strip() for line in plain.splitlines()]
+    # Borders are boxes, or spaces and hyphens where the terminal has no boxes.
+    lines = [line.strip("│╭╮╰╯─| ") for line in plain.splitlines()]
+    lines = [line for line in lines if line and set(line) != {"-"}]
+    lines = lines[1:]  # without the title, which the text repeats
     kept = [line for line in lines if line and not line.lower().startswith(("parsing error", "for full helptext"))]
+    unknown = re.match(r"Unrecognized options: (.*?)(?: Perhaps you meant:.*?(--[\w-]+).*)?$", " ".join(kept))
+    if unknown is not None:
+        words, close = unknown.groups()
+        flags = [word for word in words.split(", ") if word.startswith("-")]  # the others may be their values
+        what = f"unknown flag {', '.join(flags)}" if flags else f"{words} belongs to no flag"
+        return what + (f"; did you mean {close}?" if close else "; --help lists the flags")
     text = re.sub(r"^.*?Error parsing ", "", " ".join(kept))
     return re.split(r" (?:Argument|Required) helptext", text)[0] or "the command line does not parse; see --help"

@@ -17,7 +17,8 @@ import numpy as np
 from data_utils import schema
 from data_utils.errors import DataError
 
-_UNSEALED = "record it again, or, if it was changed on purpose, renew its checksums (data_utils.h5io.seal)"
+_RESEAL = "python -m data_utils.inspect FILE --reseal"
+_UNSEALED = f"record it again, or, if it was changed on purpose, renew its checksums ({_RESEAL})"
 
 
 class CheckedFile:

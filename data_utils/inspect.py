@@ -6,11 +6,12 @@ of the file, and the rest goes on.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,7 +25,7 @@ from data_utils.cli import CommandLineError, parse
 from data_utils.data_loc import episode_files
 from data_utils.errors import DataError
 from data_utils.inspection.contents import Contents
-from data_utils.inspection.texts import count_text, episode_lines, set_lines, speed_lines
+from data_utils.inspection.texts import count_text, counted, episode_lines, set_lines, speed_lines
 
 PROG = "python -m data_utils.inspect"
 MEASURED_EPISODES = 200  # of large sets
@@ -34,7 +35,7 @@ MEASURED_EPISODES = 200  # of large sets
 class Options:
     """Flags of the command."""
 
-    paths: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH...")]
+    paths: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH...", help_behavior_hint="")]
     """Episode files, folders (with their sub-folders) or quoted globs."""
     dataset_class: str = ""
     """Check against this dataset class too (its cameras and arms), and draw what its policy sees."""
@@ -55,7 +56,8 @@ class Options:
     speed: bool = False
     """Measure how fast the good episodes are read for training."""
     reseal: bool = False
-    """Renew the checksums of files that were changed on purpose; files with other faults are left alone."""
+    """Renew the checksums of files that were changed on purpose, and say what had changed. Files with other faults are
+    left alone, and those with other images too unless one file is named by itself."""
     workers: int | None = None
     """Checking processes (default: one per core, 16 at most)."""
     json: Path | None = None
@@ -99,7 +101,9 @@ def main(argv: Sequence[str]) -> int:
 def _run(options: Options) -> int:
     files = find_files(options.paths)
     if options.episode is not None and not 0 <= options.episode < len(files):
-        raise CommandLineError(f"--episode is {options.episode}; there are {len(files)} episodes, counted from 0")
+        there = f"is {len(files)} episode" if len(files) == 1 else f"are {len(files)} episodes"
+        raise CommandLineError(f"--episode is {options.episode}; there {there}, counted from 0")
+    _check_folders(options)
     dataset_class = _dataset_class(options.dataset_class)
     config = dataset_class.config if dataset_class is not None else None
 
@@ -115,7 +119,8 @@ def _run(options: Options) -> int:
     with FileChecker(options.workers) as checker:
         reports = check_with_bar(checker, [request(path) for path in files])
         if options.reseal:
-            return _reseal(files, reports, lambda path: _whole(checker.check([request(path)])[0], path))
+            named = len(options.paths) == 1 and Path(options.paths[0]).is_file()
+            return _reseal(files, reports, lambda path: _whole(checker.check([request(path)])[0], path), named)
     inspected = [Inspected.of(path, report) for path, report in zip(files, reports, strict=True)]
     _print_found(inspected)
 
@@ -126,13 +131,18 @@ def _run(options: Options) -> int:
         speed = _measure(options, some, good[0].contents)
         print("\n".join(["speed", *speed_lines(speed, [item.contents for item in good])]))
     drawn = inspected[options.episode] if options.episode is not None else next(iter(good), None)
-    if options.frames and drawn is not None:
-        if drawn.faults:
-            print(f"no pictures of {drawn.path}: it has faults")
+    if options.frames:
+        if drawn is not None and not drawn.faults:
+            out = options.out if options.out is not None else Path("inspect_out") / Path(drawn.path).stem
+            with _writing(out, "--out"):
+                _draw(options, drawn, out)
+        elif len(inspected) == 1:
+            print("not drawn: it has faults")
         else:
-            _draw(options, drawn)
+            print(f"{drawn.path} is not drawn: it has faults" if drawn else "not drawn: all episodes have faults")
     if options.json is not None:
-        _write_json(options.json, inspected, speed)
+        with _writing(options.json, "--json"):
+            _write_json(options.json, inspected, speed)
     faulty = [item for item in inspected if item.faults]
     broken = [rule for item in faulty for rule in sorted({rule for rule, _ in item.faults})]
     print(count_text(len(faulty), len(inspected), broken))
@@ -198,7 +208,9 @@ def _print_found(inspected: Sequence[Inspected]) -> None:
         shown = len(lines) if len(inspected) == 1 else 1
         print("\n".join(lines[:shown]))
         if lines[shown:]:
-            print(f"  and {len(lines) - shown} more warnings about {rule} in other episodes; --json lists them")
+            print(
+                f"  and {counted(len(lines) - shown, 'more warning')} about {rule} in other episodes; --json lists them"
+            )
     for item in inspected:
         for rule, message in item.faults:
             print(f"{item.path}: {rule}: {message}")
@@ -214,24 +226,45 @@ def _measure(options: Options, paths: list[str], contents: Contents):
     return measure(dataset)
 
 
-def _draw(options: Options, item: Inspected) -> None:
+def _check_folders(options: Options) -> None:
+    """Say so before a long check where what it finds cannot be written."""
+    folders = [(options.out, "--out")] if options.out is not None and options.frames and not options.reseal else []
+    folders += [(options.json.parent, "--json")] if options.json is not None else []
+    for folder, flag in folders:
+        there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            what = "is no folder" if not there.is_dir() else "cannot be written to"
+            raise CommandLineError(f"{flag} is in {there}, which {what}; name another place")
+
+
+@contextlib.contextmanager
+def _writing(place: Path, flag: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        what = f"{place} cannot be written ({error.strerror or error}); name another place with {flag}"
+        raise CommandLineError(what) from error
+
+
+def _draw(options: Options, item: Inspected, out: Path) -> None:
     from data_utils.h5io import Episode
     from data_utils.inspection.pictures import frames_picture, policy_picture, save_png, write_video
     from data_utils.inspection.view_3d import save_view
     from data_utils.video import VideoCache
 
-    out = options.out if options.out is not None else Path("inspect_out") / Path(item.path).stem
     length = item.contents.frames
     rows = min(options.frames, length)
     frames = [length * row // rows for row in range(rows)]
     horizon = -(-length // rows)  # each row shows the way to the next one
     written = [out / "frames.png", out / "view_3d.png"]
+    wanted = _dataset_class(options.dataset_class).config.cameras if options.dataset_class else ()
     with Episode(item.path, None, options.video_root, VideoCache("pyav")) as episode:
-        save_png(written[0], frames_picture(episode, frames, horizon))
+        cameras = list(dict.fromkeys([*wanted, *episode.cameras]))  # the class's main camera first
+        save_png(written[0], frames_picture(episode, cameras, frames, horizon))
         save_view(written[1], episode)
         if options.video:
             written.append(out / "episode.mp4")
-            write_video(written[-1], episode, horizon, item.contents.rate)
+            write_video(written[-1], episode, cameras, horizon, item.contents.rate)
     if options.dataset_class:
         from data_utils.inspection.speed import open_dataset
 
@@ -244,13 +277,16 @@ def _draw(options: Options, item: Inspected) -> None:
     print("\n".join(f"wrote {path}" for path in written))
 
 
-def _reseal(files: Sequence[str], reports: Sequence[Report], check) -> int:
+def _reseal(files: Sequence[str], reports: Sequence[Report], check, named: bool) -> int:
     from data_utils.inspection.resealing import reseal
 
     resealed, refused = 0, []
     for path, report in zip(files, reports, strict=True):
         try:
-            resealed += reseal(path, report, check)
+            changed = reseal(path, report, check, named)
+            if changed:
+                resealed += 1
+                print(f"{path}: resealed; had changed: {', '.join(changed)}")
         except DataError as error:
             refused.append(error.rule)
             print(f"{path}: {error.rule}: {error}")

@@ -11,6 +11,7 @@ import numpy as np
 from data_utils import schema
 from data_utils.errors import DataError
 from data_utils.h5io import Episode
+from data_utils.inspection.visibility import camera_poses, frames_in_image, is_moving
 from data_utils.video import VideoCache
 
 MEASURED_FRAMES = 16  # from which the mean size of a stored frame is taken
@@ -32,6 +33,7 @@ class CameraContents:
         moves: has a pose per frame, and they differ.
         masked: has masks.
         video: the first video file, "" where frames are in the episode file.
+        frames_with_ee: per arm, in how many frames its end-effector is in the image; () where that cannot be told.
     """
 
     storage: str
@@ -40,6 +42,12 @@ class CameraContents:
     moves: bool
     masked: bool
     video: str = ""
+    frames_with_ee: tuple[int, ...] = ()
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "CameraContents":
+        """Inverse of ``dataclasses.asdict``, also after a way through JSON."""
+        return cls(**{**values, "hw": tuple(values["hw"]), "frames_with_ee": tuple(values["frames_with_ee"])})
 
 
 @dataclass(frozen=True)
@@ -73,8 +81,7 @@ class Contents:
     @classmethod
     def from_dict(cls, values: dict) -> "Contents":
         """Inverse of ``dataclasses.asdict``, also after a way through JSON."""
-        cameras = {name: CameraContents(**{**camera, "hw": tuple(camera["hw"])}) for name, camera in
-                   values["cameras"].items()}  # fmt: skip
+        cameras = {name: CameraContents.from_dict(camera) for name, camera in values["cameras"].items()}
         lists = {name: tuple(values[name]) for name in ("prompts", "subtasks")}
         ee_indices = None if values["ee_indices"] is None else tuple(values["ee_indices"])
         return cls(**{**values, **lists, "cameras": cameras, "ee_indices": ee_indices})
@@ -115,7 +122,7 @@ def _rate(times: np.ndarray) -> float:
 
 
 def _camera(episode: Episode, camera: str, videos: VideoCache) -> CameraContents:
-    poses = np.stack([episode.world_from_cam(camera, frame) for frame in range(len(episode))])
+    poses = camera_poses(episode, camera)
     video, bytes_per_frame = "", 0.0
     if episode.is_video(camera):
         storage = "video"
@@ -127,7 +134,11 @@ def _camera(episode: Episode, camera: str, videos: VideoCache) -> CameraContents
         hw, masked = episode.rgb(camera, 0).shape[:2], episode.mask(camera, 0) is not None
     except DataError:  # named as a fault of the file
         hw, masked = (0, 0), False
-    return CameraContents(storage, hw, bytes_per_frame, bool(np.ptp(poses, axis=0).max() > 1e-6), masked, video)
+    try:
+        frames_with_ee = tuple(frames_in_image(episode, camera, hw).sum(0).tolist()) if hw[0] else ()
+    except DataError:  # likewise
+        frames_with_ee = ()
+    return CameraContents(storage, hw, bytes_per_frame, is_moving(poses), masked, video, frames_with_ee)
 
 
 def _stored_frames(episode: Episode, key: str) -> tuple[str, float]:

@@ -34,15 +34,16 @@ LEGEND = (
 DEFAULT_FPS = 20.0  # for episodes that count steps instead of seconds
 
 
-def frames_picture(episode: Episode, frames: Sequence[int], horizon: int) -> np.ndarray:
+def frames_picture(episode: Episode, cameras: Sequence[str], frames: Sequence[int], horizon: int) -> np.ndarray:
     """One row per frame, one column per camera; (H, W, 3) uint8.
 
     Args:
         episode: open.
+        cameras: of the columns.
         frames: of the rows.
         horizon: frames of the future that are drawn.
     """
-    rows = [_row(episode, frame, horizon) for frame in frames]
+    rows = [_row(episode, cameras, frame, horizon) for frame in frames]
     width = max(row.shape[1] for row in rows)
     rows = [_padded(row, width) for row in rows]
     title = _band(width, [(f"{episode.path.name}: {_prompts(episode)}", 17, TEXT)])
@@ -74,17 +75,18 @@ def policy_picture(dataset: "H5DatasetMapBase", frames: Sequence[int]) -> np.nda
     return np.concatenate([title, *rows])
 
 
-def write_video(path: Path, episode: Episode, horizon: int, rate: float) -> None:
+def write_video(path: Path, episode: Episode, cameras: Sequence[str], horizon: int, rate: float) -> None:
     """The whole episode as an MP4 with the path drawn into every camera.
 
     Args:
+        cameras: from left to right.
         horizon: frames of the future that are drawn.
         rate: frames per second of the recording; beyond what players show, 20 are shown.
     """
     with VideoWriter(path, rate if 4 <= rate <= 60 else DEFAULT_FPS) as video:
         often = 0.2 if sys.stderr.isatty() else 30.0  # a log file gets a line every half minute
         for frame in tqdm(range(len(episode)), f"video {path.name}", unit="frame", delay=2.0, mininterval=often):
-            row = _row(episode, frame, horizon)
+            row = _row(episode, cameras, frame, horizon)
             # One line, as all frames of a video have one size.
             prompt, *rest = _broken(episode.prompt(frame=frame), 16, row.shape[1] - 40)
             image = np.concatenate([_band(row.shape[1], [(prompt + (" …" if rest else ""), 16, TEXT)]), row])
@@ -108,10 +110,10 @@ def save_png(path: Path, image: np.ndarray) -> None:
     temporary.replace(path)
 
 
-def _row(episode: Episode, frame: int, horizon: int) -> np.ndarray:
-    tiles = [_tile(episode, camera, frame, horizon) for camera in episode.cameras]
+def _row(episode: Episode, cameras: Sequence[str], frame: int, horizon: int) -> np.ndarray:
+    tiles = [_tile(episode, camera, frame, horizon) for camera in cameras]
     time = episode.timestamps[frame] - episode.timestamps[0]
-    return tile_row(tiles, [f"{camera} · frame {frame} · {time:.4g} s" for camera in episode.cameras])
+    return tile_row(tiles, [f"{camera} · frame {frame} · {time:.4g} s" for camera in cameras])
 
 
 def _tile(episode: Episode, camera: str, frame: int, horizon: int) -> np.ndarray:

@@ -19,7 +19,7 @@ BARS, BAR = 8, 40  # of a distribution; characters of the longest bar
 
 def episode_lines(contents: Contents) -> list[str]:
     """A description of one episode."""
-    arms = f"{contents.num_ee} end-effector(s)"
+    arms = counted(contents.num_ee, "end-effector")
     if contents.ee_indices is not None:
         arms += f", of which arms: {', '.join(map(str, contents.ee_indices))}"
     commands = "with commanded poses" if contents.desired else "no commanded poses"
@@ -31,10 +31,11 @@ def episode_lines(contents: Contents) -> list[str]:
     ]
     width = max((len(camera) for camera in contents.cameras), default=0)
     lines += [f"  camera {name:{width}}  {_camera_text(camera)}" for name, camera in contents.cameras.items()]
+    lines += [f"  {text}" for name, camera in contents.cameras.items() for text in _seen_texts(name, camera, contents)]
     lines.append(f"  prompt “{contents.prompts[0]}”")
     lines += [f"    or   “{text}”" for text in contents.prompts[1:LISTED_PROMPTS]]
     if len(contents.prompts) > LISTED_PROMPTS:
-        lines.append(f"    and {len(contents.prompts) - LISTED_PROMPTS} more paraphrases")
+        lines.append(f"    and {counted(len(contents.prompts) - LISTED_PROMPTS, 'more paraphrase')}")
     lines += [f"  from frame {start}: “{text}”" for start, text in contents.subtasks]
     lines += [f"  {name}: {text}" for name, text in contents.attributes.items()]
     return lines
@@ -44,7 +45,7 @@ def set_lines(all_contents: Sequence[Contents], num_files: int) -> list[str]:
     """A description of many episodes."""
     lengths = np.array([contents.frames for contents in all_contents])
     seconds = sum(contents.seconds for contents in all_contents)
-    lines = [f"{num_files} episodes, {size_text(sum(contents.size for contents in all_contents))}"]
+    lines = [f"{counted(num_files, 'episode')}, {size_text(sum(contents.size for contents in all_contents))}"]
     if not all_contents:
         return lines
     lines.append(f"  {lengths.sum()} frames, {seconds / 3600:.3g} h by their timestamps")
@@ -52,7 +53,7 @@ def set_lines(all_contents: Sequence[Contents], num_files: int) -> list[str]:
     kinds = Counter(_kind_text(contents) for contents in all_contents)
     lines += [f"  {count} x {kind}" for kind, count in kinds.most_common(LISTED_PROMPTS)]
     prompts = Counter(contents.prompts[0] for contents in all_contents)
-    lines.append(f"  {len(prompts)} different prompts")
+    lines.append("  one prompt" if len(prompts) == 1 else f"  {len(prompts)} different prompts")
     lines += [f"    {count:6} “{text}”" for text, count in prompts.most_common(LISTED_PROMPTS)]
     if len(prompts) > LISTED_PROMPTS:
         lines.append(f"           and {len(prompts) - LISTED_PROMPTS} more")
@@ -64,6 +65,8 @@ def count_text(num_faulty: int, num_files: int, rules: Iterable[str]) -> str:
     if not num_faulty:
         return f"{num_files} of {num_files} episodes without faults" if num_files > 1 else "no faults"
     counts = ", ".join(f"{count} {rule}" for rule, count in Counter(rules).most_common())
+    if num_files == 1:
+        return f"the episode has faults ({counts})"
     have = "has" if num_faulty == 1 else "have"
     return f"{num_faulty} of {num_files} episodes {have} faults ({counts})"
 
@@ -80,6 +83,11 @@ def speed_lines(speed: Speed, all_contents: Sequence[Contents]) -> list[str]:
     return lines
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things, "1 episode" or "2 episodes"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def size_text(size: float) -> str:
     """Bytes in a unit that fits."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -90,8 +98,7 @@ def size_text(size: float) -> str:
 
 
 def _camera_text(camera: CameraContents) -> str:
-    size = f"{camera.hw[1]} x {camera.hw[0]}" if camera.hw[0] else "unreadable"
-    parts = [size, f"{camera.storage}, {size_text(camera.bytes_per_frame)} per frame"]
+    parts = [_pixels_text(camera), f"{camera.storage}, {size_text(camera.bytes_per_frame)} per frame"]
     parts.append("moves" if camera.moves else "fixed")
     if camera.masked:
         parts.append("with masks")
@@ -99,11 +106,20 @@ def _camera_text(camera: CameraContents) -> str:
 
 
 def _kind_text(contents: Contents) -> str:
-    cameras = ", ".join(
-        f"{name} {camera.hw[1]} x {camera.hw[0]} {camera.storage}" for name, camera in contents.cameras.items()
-    )
+    cameras = ", ".join(f"{name} {_pixels_text(camera)} {camera.storage}" for name, camera in contents.cameras.items())
     commands = ", commanded poses" if contents.desired else ""
-    return f"{contents.num_ee} end-effector(s){commands}; {cameras}"
+    return f"{counted(contents.num_ee, 'end-effector')}{commands}; {cameras}"
+
+
+def _pixels_text(camera: CameraContents) -> str:
+    return f"{camera.hw[1]} x {camera.hw[0]}" if camera.hw[0] else "unreadable"
+
+
+def _seen_texts(name: str, camera: CameraContents, contents: Contents) -> list[str]:
+    arms = contents.ee_indices or range(contents.num_ee)
+    whose = ["end-effector"] if contents.num_ee == 1 else [f"end-effector {arm}" for arm in arms]
+    return [f"{which} in {name}'s image in {frames} of {counted(contents.frames, 'frame')}"
+            for which, frames in zip(whose, camera.frames_with_ee, strict=False)]  # fmt: skip
 
 
 def _distribution(lengths: np.ndarray) -> list[str]:

@@ -10,15 +10,16 @@ import numpy as np
 
 from data_utils.errors import DataError
 from data_utils.h5io import Episode
+from data_utils.inspection.texts import counted
+from data_utils.inspection.visibility import camera_poses, frames_in_image, is_moving
 from data_utils.validate import Fault
 from data_utils.video import VideoCache
 from data_utils.video_index import read_index
 from data_utils.video_readers import DecordReader
-from infer_utils.draw_traj import project
 
 FAR = 100.0  # metres
 GAP = 10.0  # times the median step
-LOOKED_AT = 50  # frames in which the end-effectors are looked for
+SEEN = 0.05  # of the frames: what at least one fixed camera sees of an end-effector that is where its pose says
 
 
 def find_warnings(path: str | os.PathLike, videos: VideoCache, video_root: str | None = None) -> list[Fault]:
@@ -50,7 +51,7 @@ def _prompts(episode: Episode) -> Iterator[Fault]:
 def _distances(episode: Episode) -> Iterator[Fault]:
     origins = {"ee_pose": episode.world_from_ee[..., :3, 3]}
     for camera in episode.cameras:
-        origins[f"{camera}/pose"] = _camera_poses(episode, camera)[:, :3, 3]
+        origins[f"{camera}/pose"] = camera_poses(episode, camera)[:, :3, 3]
     for key, positions in origins.items():
         far = float(np.abs(positions).max())
         if far > FAR:
@@ -71,7 +72,7 @@ def _times(episode: Episode) -> Iterator[Fault]:
     gaps = np.flatnonzero(steps > GAP * median) if median > 0 else np.flatnonzero(steps < 0)
     if len(gaps):
         first = int(gaps[0])
-        which = f"timestamp has {len(gaps)} gap(s), the first of {steps[first]:g} s after frame {first}"
+        which = f"timestamp has {counted(len(gaps), 'gap')}, the first of {steps[first]:g} s after frame {first}"
         yield Fault("time", f"{which}, where {median:g} s is usual; were frames lost?")
 
 
@@ -85,23 +86,16 @@ def _principal_points(episode: Episode, shapes: dict[str, tuple[int, int]]) -> I
 
 
 def _visibility(episode: Episode, shapes: dict[str, tuple[int, int]]) -> Iterator[Fault]:
-    if not shapes:
-        return
-    frames = np.unique(np.linspace(0, len(episode) - 1, LOOKED_AT).astype(int)).tolist()
-    arms = episode.ee_indices or range(episode.num_ee)
-    for arm in arms:
-        if not any(
-            _is_visible(episode, camera, frame, arm, shape) for camera, shape in shapes.items() for frame in frames
-        ):
-            which = "the end-effector" if episode.num_ee == 1 else f"end-effector {arm}"
-            what = "is in no image of any camera; are the camera poses world_from_cam with OpenCV axes?"
-            yield Fault("pose", f"{which} {what}")
-
-
-def _is_visible(episode: Episode, camera: str, frame: int, arm: int, shape: tuple[int, int]) -> bool:
-    position = episode.world_from_ee[frame, arm, :3, 3]
-    pixel, in_front = project(position, episode.K(camera, frame), episode.world_from_cam(camera, frame))
-    return bool(in_front) and bool((pixel >= 0).all()) and pixel[0] <= shape[1] and pixel[1] <= shape[0]
+    """Arms that the fixed cameras hardly ever see, or, where every camera moves, that none ever sees."""
+    fixed = [camera for camera in shapes if not is_moving(camera_poses(episode, camera))]
+    seen = {camera: frames_in_image(episode, camera, shapes[camera]).sum(0) for camera in fixed or shapes}
+    least = SEEN * len(episode) if fixed else 1
+    for number, arm in enumerate(episode.ee_indices or range(episode.num_ee)):
+        if seen and all(counts[number] < least for counts in seen.values()):
+            which = "end-effector" if episode.num_ee == 1 else f"end-effector {arm}"
+            where = ", ".join(f"in {camera}'s image in {counts[number]}" for camera, counts in seen.items())
+            why = "are the camera poses world_from_cam with OpenCV axes, quaternions in the order meant (xyzw, wxyz)"
+            yield Fault("pose", f"{which} is {where} of {len(episode)} frames; {why}?")
 
 
 def _videos(episode: Episode) -> Iterator[Fault]:
@@ -113,8 +107,3 @@ def _videos(episode: Episode) -> Iterator[Fault]:
                 DecordReader.check(read_index(path))
             except DataError as error:
                 yield Fault("video", f"{camera}/rgb: {error}")
-
-
-def _camera_poses(episode: Episode, camera: str) -> np.ndarray:
-    """(T, 4, 4) world_from_cam."""
-    return np.stack([episode.world_from_cam(camera, frame) for frame in range(len(episode))])

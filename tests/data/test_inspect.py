@@ -107,8 +107,8 @@ def test_a_video_shorter_than_its_timestamps_is_named(tmp_path, capsys):
     write_episode(tmp_path / "a.h5", episode_data())
     assert inspect.main([str(tmp_path / "a.h5"), "--quick"]) == 1
     said = lines(capsys)
-    assert f"{tmp_path}/a.h5: video: wrist/rgb at frame 11 is 1.100 s of {tmp_path}/wrist.mp4, which spans" in said[-2]
-    assert said[-1] == "1 of 1 episodes has faults (1 video)"
+    assert f"{tmp_path}/a.h5: video: wrist/rgb at frame 11 is 1.100 s of {tmp_path}/wrist.mp4, which spans" in said[-3]
+    assert said[-2:] == ["not drawn: it has faults", "the episode has faults (1 video)"]
     assert any("32 x 24; video" in line for line in said)
 
 
@@ -146,8 +146,56 @@ def test_one_episode_is_described_whole(folder, capsys):
     assert inspect.main([str(path), "--frames", "0"]) == 0
     said = "\n".join(lines(capsys))
     for part in ("schema version 2", "6 frames, 2.5 s, 2 frames per second", "camera front  32 x 24; jpeg", "fixed",
-                 "or   “lift the cube”", "from frame 2: “grasp it”", "source: a table top", "no faults"):  # fmt: skip
+                 "or   “lift the cube”",
+                 "end-effector in front's image in 6 of 6 frames", "end-effector in wrist's image in 0 of 6 frames",
+                 "from frame 2: “grasp it”", "source: a table top", "no faults"):  # fmt: skip
         assert part in said, part
+
+
+def test_one_of_a_kind_and_unreadable_cameras_are_worded_so(folder, capsys):
+    (folder / "2.h5").unlink()
+    (folder / "1.h5").write_bytes(b"noise")
+    with edited(folder / "0.h5") as file:
+        file["wrist/rgb"][0] = file["wrist/rgb"][0][:-20]
+    assert inspect.main([str(folder)]) == 1
+    said = lines(capsys)
+    assert "  one prompt" in said and "  1 x 1 end-effector; front 32 x 24 jpeg, wrist unreadable jpeg" in said
+    assert said[-2] == "not drawn: all episodes have faults"
+    assert inspect.main([str(folder), "--episode", "0"]) == 1
+    assert lines(capsys)[-2] == f"{folder}/0.h5 is not drawn: it has faults"
+
+
+@pytest.mark.parametrize("flag", ["--out", "--json"])
+def test_a_place_that_cannot_be_written_is_wrong_usage(folder, tmp_path, capsys, flag):
+    (tmp_path / "taken").write_text("")
+    for place in (tmp_path / "taken" / "below", "/proc/below/it"):
+        assert inspect.main([str(folder / "0.h5"), "--quick", flag, str(place)]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1 and "name another place" in err
+
+
+def test_cameras_are_drawn_in_the_order_of_the_dataset_class(folder, tmp_path, monkeypatch):
+    from data_utils import datasets
+    from data_utils.dataset_base import H5DatasetMapBase
+    from data_utils.inspection import pictures
+
+    class Wrists(H5DatasetMapBase):
+        name = "Wrists"
+        config = episodes.config(cameras=("wrist",), ee_ref_cams=(("wrist",),))
+
+    drawn = []
+    tile_row = pictures.tile_row
+    monkeypatch.setattr(pictures, "tile_row", lambda tiles, labels: (drawn.append(labels), tile_row(tiles, labels))[1])
+    monkeypatch.setitem(datasets.DATASETS, "Wrists", Wrists)
+    path = str(folder / "0.h5")
+    assert (
+        inspect.main([path, "--frames", "1"]) == inspect.main([path, "--frames", "1", "--dataset-class", "Wrists"]) == 0
+    )
+    assert [[label.split()[0] for label in labels] for labels in drawn] == [
+        ["front", "wrist"],
+        ["wrist", "front"],
+        ["wrist"],
+    ]
 
 
 def near(image, color):
@@ -217,11 +265,29 @@ def test_files_changed_on_purpose_are_resealed(folder, capsys):
         file["gripper"][2] = 0.9
         file.attrs["prompt_text"] = "drop the cube"
     assert inspect.main([str(folder), "--reseal"]) == 0
-    assert lines(capsys)[-1] == "1 resealed, 2 agreed already, 0 left alone"
+    assert lines(capsys) == [
+        f"{folder}/1.h5: resealed; had changed: attributes, gripper",
+        "1 resealed, 2 agreed already, 0 left alone",
+    ]
     assert inspect.main([str(folder), "--frames", "0"]) == 0
     with Episode(folder / "1.h5") as episode:
         assert episode.prompts == ["drop the cube"] and episode.gripper[2, 0] == pytest.approx(0.9)
     assert sorted(path.name for path in folder.iterdir()) == ["0.h5", "1.h5", "2.h5"]
+
+
+def test_other_images_are_resealed_only_in_a_file_named_by_itself(folder, capsys):
+    path = folder / "1.h5"
+    with h5py.File(path, "r+") as file:
+        file["front/rgb"][2] = file["front/rgb"][3]
+    before = path.read_bytes()
+    for arguments in ([str(folder)], [str(path), str(folder / "2.h5")], [str(folder / "1*.h5")]):
+        assert inspect.main([*arguments, "--reseal"]) == 1
+        said = lines(capsys)
+        assert said[0].startswith(f"{path}: checksum: front/rgb (frame 2) differ from their checksums")
+        assert said[0].endswith(f"python -m data_utils.inspect {path} --reseal") and path.read_bytes() == before
+    assert inspect.main([str(path), "--reseal"]) == 0
+    assert lines(capsys)[0] == f"{path}: resealed; had changed: front/rgb (frame 2)"
+    assert inspect.main([str(path), "--frames", "0"]) == 0
 
 
 def test_files_with_other_faults_or_without_checksums_are_not_resealed(folder, capsys):
@@ -279,7 +345,8 @@ def test_a_file_that_crashes_the_reader_does_not_stop_the_run(folder, tmp_path, 
         (["{set}", "--episode", "3"], "there are 3 episodes, counted from 0"),
         (["{set}", "--dataset-class", "Nothing"], "unknown dataset class 'Nothing'; known: LiberoSpatial"),
         (["{set}", "--workers", "0"], "workers is 0"),
-        (["{set}", "--colour"], "--colour"),
+        (["{set}", "--colour"], "inspect: unknown flag --colour; --help lists the flags"),
+        (["{set}", "--frame", "3"], "inspect: unknown flag --frame; did you mean --frames?"),
         (["{set}", "--video", "--frames", "0"], "--video asks for a video"),
     ],
 )

@@ -235,6 +235,13 @@ def test_what_is_allowed_but_hardly_meant_is_a_warning(path):
         replace(file, "front/pose", turned)  # looks down
     assert warnings(path) == {}
     with edited(path) as file:
+        tilted = np.eye(4)
+        tilted[:3, :3], tilted[:3, 3] = turned[[1, 2, 0], :3], turned[:3, 3]  # as from another order of a quaternion
+        replace(file, "front/pose", tilted)
+    assert "end-effector is in front's image in 0, in wrist's image in 0 of 12 frames" in warnings(path)["pose"]
+    with edited(path) as file:
+        replace(file, "front/pose", turned)
+    with edited(path) as file:
         file["ee_pose"][:, 0, 0, 3] *= 1000
         file["gripper"][...] = 0.0
         file["timestamp"][6:] += 100.0
