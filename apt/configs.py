@@ -157,8 +157,8 @@ class TrainConfig:
         )
         require(
             not (self.vlm_param_dtype == "bf16" and self.backend == "deepspeed" and self.ds_zero == 3),
-            "vlm_param_dtype bf16 does not work with ds_zero 3, which wants one data type for all that trains; use fp32 "
-            "(ZeRO-3 shards the master weights), or --ds-zero 2",
+            "vlm_param_dtype bf16 does not work with ds_zero 3, which wants one data type for all that trains; use "
+            "fp32 (ZeRO-3 shards the master weights), or --ds-zero 2",
         )
         require(self.device in ("auto", "cpu", "cuda"), f"device is {self.device!r}; wanted auto, cpu or cuda")
         require(bool(self.dataset_classes), "dataset_classes is empty; name at least one dataset")
