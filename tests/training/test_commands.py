@@ -14,6 +14,7 @@ import torch
 from apt.checkpoint import load_checkpoint, save_checkpoint
 from apt.configs import CONFIGS
 from tests.training.helpers import REPOSITORY, train
+from train_utils import launch
 
 
 def run(script: str, *arguments: object, data_loc: Path | None = None) -> subprocess.CompletedProcess:
@@ -95,10 +96,17 @@ def test_a_failing_stage_0_never_starts_stage_1(tmp_path, data_loc, episode_dir)
         (("--config", "debug", "--stage", 1, "--vla-conti", "nothing"), ("nothing",)),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_line_before_anything_is_built(tmp_path, data_loc, arguments, named):
-    result = run("train", *arguments, "--gpus", "cpu", *where(tmp_path), data_loc=data_loc)
-    refused(result, *named)
+def test_a_mistake_is_one_line_before_anything_is_built(tmp_path, located, capfd, arguments, named):
+    command = ["train", *map(str, arguments), "--gpus", "cpu", *map(str, where(tmp_path))]
+    code = launch.main(command)  # what the script calls, without the seconds a process takes to import torch
+    refused(subprocess.CompletedProcess(command, code, *capfd.readouterr()), *named)
     assert not (tmp_path / "ckpt").exists()
+
+
+def test_the_script_reports_a_mistake_as_its_program_does(tmp_path, data_loc):
+    result = run("train", "--config", "deebug", "--gpus", "cpu", *where(tmp_path), data_loc=data_loc)
+    refused(result, "deebug", "debug", "pretrain")
+    assert result.returncode == 2
 
 
 def test_a_name_in_use_is_not_overwritten(runs, data_loc):
