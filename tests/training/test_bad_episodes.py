@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -111,15 +112,25 @@ def test_killed_workers_leave_no_trace_in_the_losses(tmp_path, data_loc):
     killed = 0
     for line in process.stdout:
         if any(f" {step}/14 " in line for step in (2, 6, 7)):
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-            for child in children:
-                if "torch" in Path(f"/proc/{child}/maps").read_text():  # a loader worker, not the file checker
-                    os.kill(int(child), signal.SIGKILL)
-                    killed += 1
-                    break
+            kill_a_loader_worker(process.pid)
+            killed += 1
     assert process.wait(timeout=120) == 0 and killed == 3
     assert "SIGKILL" in process.stderr.read()
     assert losses(tmp_path, "run") == losses(tmp_path, "whole") and len(losses(tmp_path, "run")) == 14
+
+
+def kill_a_loader_worker(pid):
+    """Waits for one to be there: workers may just be being replaced."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            # Reading of a process that has just ended fails; the file checker knows no torch.
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                if "torch" in Path(f"/proc/{child}/maps").read_text():
+                    os.kill(int(child), signal.SIGKILL)
+                    return
+        time.sleep(0.02)
+    raise AssertionError("the run has no loader worker")
 
 
 def test_by_frame_and_with_decoding_threads_a_run_is_as_reproducible(tmp_path, located):
