@@ -200,6 +200,17 @@ class _Playback:
     damaged: bool = False  # since the last key frame
 
 
+def decord_misreads(index: VideoIndex) -> str:
+    """What about a video decord cannot decode or would get wrong, as in "videos that are AV1"; "" where nothing."""
+    if index.codec == "av1":
+        return "are AV1"
+    if index.hidden:
+        return "have frames hidden by an edit list"
+    if not index.keys_in_order:
+        return "store frames behind the key frame that follows them"
+    return ""
+
+
 class DecordReader(VideoReader):
     """decord counts frames from the key frame's place in the file, and counts hidden frames: videos where that goes
     wrong are refused. It does not tell of damaged frames."""
@@ -212,13 +223,8 @@ class DecordReader(VideoReader):
     @classmethod
     def check(cls, index: VideoIndex) -> None:
         import_decord()
-        if index.codec == "av1":
-            raise video_error(index.path, f"is AV1, which decord cannot decode; {OTHERS}")
-        if index.hidden:
-            raise video_error(index.path, f"has frames hidden by an edit list, which decord counts; {OTHERS}")
-        if not index.keys_in_order:
-            what = "stores frames behind the key frame that follows them, and decord would return others in their place"
-            raise video_error(index.path, f"{what}; {OTHERS}")
+        if reason := decord_misreads(index):
+            raise video_error(index.path, f"decord does not read videos rightly that {reason}; {OTHERS}")
 
     def _open(self) -> Any:
         decord = import_decord()

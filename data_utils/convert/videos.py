@@ -12,6 +12,7 @@ from pathlib import Path
 from data_utils.errors import DataError
 from data_utils.h5io import EpisodeData, VideoFrames
 from data_utils.video_index import VideoIndex, read_index
+from data_utils.video_readers import decord_misreads
 
 FOLDER = "videos"  # below the output folder
 TIME_STEP_NS = 2 * 10**9  # of the file system that stores a file's time most coarsely
@@ -24,20 +25,9 @@ def video_index(path: str) -> VideoIndex:
 
 
 def decord_refuses(data: EpisodeData) -> frozenset[str]:
-    """Why decord, training's default reader, refuses videos of an episode ("are AV1"); empty where it takes all.
-
-    It is ``DecordReader.check`` that refuses them; decord itself need not be installed where data are converted.
-    """
-    found = set()
-    for path in _paths(data):
-        index = video_index(str(Path(data.video_root) / path))
-        if index.codec == "av1":
-            found.add("are AV1")
-        elif index.hidden:
-            found.add("have frames hidden by an edit list")
-        elif not index.keys_in_order:
-            found.add("store frames behind the key frame that follows them")
-    return frozenset(found)
+    """Why decord, training's default reader, refuses videos of an episode ("are AV1"); empty where it takes all."""
+    reasons = {decord_misreads(video_index(str(Path(data.video_root) / path))) for path in _paths(data)}
+    return frozenset(reasons - {""})
 
 
 def with_own_videos(data: EpisodeData, episode: Path, out: Path) -> EpisodeData:

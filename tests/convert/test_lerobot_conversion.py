@@ -173,7 +173,7 @@ def test_videos_that_decord_refuses_are_in_the_summary_also_when_all_is_there(tm
     source = datasets.write_v21(tmp_path / "src", content(1))
     video = source / "videos/chunk-000/images.front/episode_000000.mp4"
     datasets.write_video(video, content(1)[0].videos["images.front"], codec="libsvtav1")
-    with pytest.raises(DataError, match="is AV1"):
+    with pytest.raises(DataError, match="are AV1"):
         READER_TYPES["decord"].check(read_index(video))
     for _ in range(2):
         summary = convert(source, tmp_path / "out", mapping_file(tmp_path))

@@ -182,7 +182,7 @@ def test_matroska_is_read(reader, tmp_path):
 def test_frames_stored_behind_their_key_frame_are_never_taken_for_others(reader, tmp_path):
     path = with_open_groups(tmp_path / "open.mp4")
     if reader == "decord":
-        with pytest.raises(DataError, match='return others.*use reader "pyav"'):
+        with pytest.raises(DataError, match='store frames behind.*use reader "pyav"'):
             open_video(path, reader)
         return
     video = open_video(path, reader)
