@@ -26,51 +26,15 @@ from apt.experts.base import (
     recentring_transform,
     transform_states,
 )
-from apt.layers.attention import SelfAttention, check_backend
+from apt.layers.attention import SelfAttention
 from apt.layers.mlp import MLP, GatedMLP
 from apt.layers.norms import ModulatedRMSNorm, RMSNorm
 from apt.layers.positions import PoseEncoding, RotaryEncoding, sinusoidal_embedding
 from apt.layers.rotations import invert_transform
+from apt.policy_config import ExpertConfig
 
 MAX_ARMS = 4
-SIZES = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}  # name -> (width h, heads)
 Encoding = RotaryEncoding | PoseEncoding
-
-
-@dataclass(frozen=True)
-class ExpertConfig:
-    """Sizes of an expert. ``train_stage`` is 0 for the VA prior (paper's Stage 1) and 1 for the VLA (Stage 2)."""
-
-    width: int
-    heads: int
-    num_layers: int  # N, depth of Stage 2 and number of VLM features
-    input_dim: int  # C, width of the VLM
-    train_stage: int = 1
-    num_history: int = 1
-    num_future: int = 32
-    train_timesteps: int = 100
-    inference_timesteps: int = 20
-    action_step_embedding: bool = False
-    attention_backend: str = "sdpa"
-
-    def __post_init__(self) -> None:
-        if self.train_stage not in (0, 1):
-            raise ValueError(f"train_stage is {self.train_stage}; wanted 0 (VA prior) or 1 (VLA)")
-        if self.num_layers < 2 or self.num_layers % 2:
-            raise ValueError(
-                f"the expert's depth is {self.num_layers}; it must be even and at least 2, since Stage 2 pairs a "
-                "language layer with each VA layer. Choose another VLM layer stride."
-            )
-        if self.width % self.heads or (self.width // self.heads) % 8:
-            raise ValueError(
-                f"width {self.width} over {self.heads} heads: a head's width must be a whole multiple of 8, half "
-                "of it for poses in blocks of 4"
-            )
-        check_backend(self.attention_backend)
-
-    @property
-    def num_blocks(self) -> int:
-        return self.num_layers if self.train_stage == 1 else self.num_layers // 2
 
 
 class ExpertBlock(nn.Module):

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from apt.vla import VLAConfig
+from apt.policy_config import VLAConfig
 from data_utils.config import DataConfig
 from data_utils.datasets import get_dataset_class
 from data_utils.samplers import SAMPLE_BY

@@ -19,7 +19,7 @@ import torch
 from apt.checkpoint import LATEST, CheckpointError, find_checkpoint, load_checkpoint, read_config
 from apt.cli import CommandLineError, parse_train_config
 from apt.configs import ConfigError, TrainConfig
-from apt.encoders.qwen3vl import VLMLoadError
+from apt.encoders.hub import VLMLoadError
 from apt.pretrained import CheckpointMismatch
 from apt.vla import VLA
 from data_utils.datasets import get_dataset_class

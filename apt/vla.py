@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
-from apt.action_expert import SIZES, ActionExpert, ExpertConfig
+from apt.action_expert import ActionExpert
 from apt.action_transform import ACTION_DIM
-from apt.encoders import qwen3vl
 from apt.experts.base import ExpertLoss, RobotState
+from apt.policy_config import VLAConfig
 from apt.pretrained import CheckpointMismatch, LoadReport, plan_load
 from apt.state_dict_adapter import (
     expand_va,
@@ -19,53 +17,8 @@ from apt.state_dict_adapter import (
     vlm_from_released,
     vlm_to_released,
 )
-from apt.vlm import VLM, feature_layers
+from apt.vlm import VLM
 from data_utils.types import Batch, Observation
-
-
-@dataclass(frozen=True)
-class VLAConfig:
-    """What a policy is made of. Checked when constructed; nothing is loaded."""
-
-    model: str = "base"
-    """Size of the expert: tiny, small or base."""
-    vlm: str = "Qwen/Qwen3-VL-2B-Instruct"
-    """Hugging Face name, local folder, or "tiny"."""
-    vlm_layer_stride: int = 3
-    vlm_mode: str = "frozen"
-    train_stage: int = 1
-    """0: VA prior (paper's Stage 1). 1: VLA (paper's Stage 2)."""
-    num_history: int = 1
-    num_future: int = 32
-    action_step_embedding: bool = False
-    attention_backend: str = "sdpa"
-    gradient_checkpointing: bool = False
-
-    def __post_init__(self) -> None:
-        if self.model not in SIZES:
-            raise ValueError(f"unknown model size {self.model!r}; choose from {', '.join(SIZES)}")
-        if self.vlm_mode not in qwen3vl.MODES:
-            raise ValueError(f"unknown VLM mode {self.vlm_mode!r}; choose from {', '.join(qwen3vl.MODES)}")
-        if self.train_stage == 0 and self.vlm_mode != "frozen":
-            raise ValueError(
-                f"stage 0 trains the VA prior with a frozen VLM; vlm mode {self.vlm_mode!r} is for stage 1"
-            )
-
-    def expert_config(self) -> ExpertConfig:
-        """Sizes of the expert; reads the VLM's configuration (not its weights)."""
-        text = qwen3vl.load_config(self.vlm).text_config
-        width, heads = SIZES[self.model]
-        return ExpertConfig(
-            width=width,
-            heads=heads,
-            num_layers=len(feature_layers(text.num_hidden_layers, self.vlm_layer_stride)),
-            input_dim=text.hidden_size,
-            train_stage=self.train_stage,
-            num_history=self.num_history,
-            num_future=self.num_future,
-            action_step_embedding=self.action_step_embedding,
-            attention_backend=self.attention_backend,
-        )
 
 
 class VLA(nn.Module):

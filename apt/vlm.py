@@ -7,17 +7,11 @@ import contextlib
 import torch
 from torch import nn
 
-from apt.encoders import qwen3vl
+from apt.encoders import hub, qwen3vl
 from apt.encoders.prompts import PromptTokenizer
 from apt.experts.base import Modality, VLMFeatures
+from apt.policy_config import feature_layers
 from data_utils.types import Observation
-
-
-def feature_layers(num_decoder_layers: int, stride: int) -> tuple[int, ...]:
-    """Decoder layers whose residual stream is a feature: ``0, s, 2s, ...``."""
-    if stride < 1:
-        raise ValueError(f"vlm_layer_stride is {stride}; it must be at least 1")
-    return tuple(range(0, num_decoder_layers, stride))
 
 
 def vision_slots(
@@ -71,7 +65,7 @@ class VLM(nn.Module):
         required_features: indices of the features that the expert reads; layers behind the last are not run.
         vision_only: give the expert vision tokens alone (paper's Stage 1).
         frozen_dtype, trained_dtype: of parameters that do not train and that do.
-        random_weights: see :func:`apt.encoders.qwen3vl.load_model`.
+        random_weights: see :func:`apt.encoders.hub.load_model`.
     """
 
     def __init__(
@@ -89,12 +83,12 @@ class VLM(nn.Module):
         self.mode = mode
         self.vision_only = vision_only
         self._name = name
-        qwen = qwen3vl.load_model(name, trained_dtype if mode == "full" else frozen_dtype, random_weights)
+        qwen = hub.load_model(name, trained_dtype if mode == "full" else frozen_dtype, random_weights)
         layers = feature_layers(qwen.config.text_config.num_hidden_layers, layer_stride)
         self._feature_of_layer = {layers[feature]: feature for feature in required_features}
         qwen3vl.set_mode(qwen, mode, num_layers=max(self._feature_of_layer, default=-1) + 1)
         qwen3vl.set_trained_dtype(qwen, trained_dtype)
-        self.encoder = qwen3vl.Qwen3VLEncoder(qwen, *qwen3vl.load_image_statistics(name))
+        self.encoder = qwen3vl.Qwen3VLEncoder(qwen, *hub.load_image_statistics(name))
 
     @property
     def qwen(self) -> nn.Module:
@@ -103,7 +97,7 @@ class VLM(nn.Module):
 
     def prompt_tokenizer(self, image_hw: tuple[int, int]) -> PromptTokenizer:
         """The tokenizer of this policy's observations; raises ``ValueError`` where the image size does not fit."""
-        tokenizer = qwen3vl.load_tokenizer(self._name)
+        tokenizer = hub.load_tokenizer(self._name)
         image_token = tokenizer.convert_ids_to_tokens(self.encoder.image_token_id)
         return PromptTokenizer(tokenizer, image_token, self._grid(*image_hw), self.vision_only)
 

@@ -26,7 +26,8 @@ from loader import make_episodes
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone, without an installation
 
-from apt.vla import VLA, VLAConfig
+from apt.policy_config import VLAConfig
+from apt.vla import VLA
 from data_utils.datasets import PickPlaceCan
 from data_utils.loader import build_loader
 from train_utils.backend import DDPBackend

@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from apt.action_expert import ActionExpert, ExpertConfig, attention_masks
+from apt.action_expert import ActionExpert, attention_masks
 from apt.experts.base import RobotState, TrainingDraws, VLMFeatures, recentre, recentring_transform
+from apt.policy_config import ExpertConfig
 from apt.state_dict_adapter import expert_from_released, expert_to_released
 from apt.vlm import vision_slots
 

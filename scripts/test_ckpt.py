@@ -11,9 +11,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone, without an installation
 
-from apt.action_expert import MAX_ARMS, SIZES, ActionExpert, ExpertConfig
+from apt.action_expert import MAX_ARMS, ActionExpert
 from apt.checkpoint import CheckpointError, format_bytes, load_checkpoint, read_config
 from apt.configs import ConfigError, train_config_from_dict
+from apt.policy_config import SIZES, ExpertConfig
 from apt.pretrained import LoadReport, plan_load
 from apt.state_dict_adapter import checkpoint_sizes, expert_to_released
 

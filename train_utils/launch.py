@@ -15,7 +15,7 @@ from pathlib import Path
 from apt.checkpoint import LATEST, CheckpointError, find_checkpoint, load_checkpoint
 from apt.cli import CommandLineError, parse_train_config
 from apt.configs import ConfigError, TrainConfig
-from apt.encoders.qwen3vl import VLMLoadError
+from apt.encoders.hub import VLMLoadError
 from apt.state_dict_adapter import checkpoint_stage
 from data_utils.data_loc import locate
 from data_utils.errors import DataError

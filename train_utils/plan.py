@@ -25,8 +25,7 @@ import torch
 
 from apt.checkpoint import format_bytes
 from apt.configs import TrainConfig
-from apt.encoders import qwen3vl
-from apt.vla import VLA
+from apt.encoders.hub import load_config
 from data_utils.datasets import get_dataset_class
 
 PROMPT_TOKENS = 48
@@ -65,7 +64,9 @@ def count_parameters(config: TrainConfig) -> tuple[Count, Count]:
     return _count(model.expert), _count(model.vlm)
 
 
-def _meta_model(config: TrainConfig) -> VLA:
+def _meta_model(config: TrainConfig) -> torch.nn.Module:
+    from apt.vla import VLA  # slow to import; the launcher that describes a plan seldom does
+
     half = torch.bfloat16 if _is_half(config) else torch.float32
     trained = torch.bfloat16 if config.vlm_param_dtype == "bf16" else torch.float32
     with torch.device("meta"):
@@ -86,7 +87,7 @@ def _count(module: torch.nn.Module) -> Count:
 
 def activation_bytes(config: TrainConfig) -> float:
     """Of one step on one process, by this file's model."""
-    qwen, expert = qwen3vl.load_config(config.vlm), config.vla_config().expert_config()
+    qwen, expert = load_config(config.vlm), config.vla_config().expert_config()
     text, vision = qwen.text_config, qwen.vision_config
     data = config.data_configs()
     side = vision.patch_size * vision.spatial_merge_size

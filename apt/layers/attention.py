@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from apt.layers.norms import RMSNorm
 from apt.layers.positions import PoseEncoding, RotaryEncoding
-
-BACKENDS = ("sdpa", "xformers")
-
-
-def check_backend(backend: str) -> None:
-    """Raise ``ValueError`` for an unknown back-end and ``ImportError`` for one that is not installed."""
-    if backend not in BACKENDS:
-        raise ValueError(f"unknown attention back-end {backend!r}; choose from {', '.join(BACKENDS)}")
-    if backend == "xformers" and importlib.util.find_spec("xformers") is None:
-        raise ImportError('attention back-end "xformers" is not installed; pip install xformers, or use "sdpa"')
 
 
 def attention(
@@ -30,7 +18,7 @@ def attention(
     Args:
         q: (B, Lq, heads, d); k, v: (B, Lk, heads, d).
         mask: broadcastable to (B, Lq, Lk) bool, True = may attend; None = everything.
-        backend: one of ``BACKENDS``.
+        backend: one of ``apt.policy_config.ATTENTION_BACKENDS``.
     Returns:
         (B, Lq, heads, d)
     """

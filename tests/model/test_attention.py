@@ -7,9 +7,10 @@ import importlib.util
 import pytest
 import torch
 
-from apt.layers.attention import attention, check_backend
+from apt.layers.attention import attention
 from apt.layers.positions import PoseEncoding, RotaryEncoding
 from apt.layers.rotations import invert_transform
+from apt.policy_config import check_attention_backend
 from tests.model.test_action_transform import random_poses
 
 
@@ -66,13 +67,13 @@ def test_rotary_encoding_sees_relative_positions_alone_in_the_second_half():
 
 def test_unknown_backends_are_named():
     with pytest.raises(ValueError, match="flash9.*sdpa, xformers"):
-        check_backend("flash9")
+        check_attention_backend("flash9")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("xformers") is not None, reason="xformers is installed here")
 def test_a_missing_backend_says_what_to_install():
     with pytest.raises(ImportError, match="pip install xformers"):
-        check_backend("xformers")
+        check_attention_backend("xformers")
 
 
 @pytest.mark.gpu

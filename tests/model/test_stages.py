@@ -7,11 +7,12 @@ import dataclasses
 import pytest
 import torch
 
-from apt.action_expert import ActionExpert, ExpertConfig
+from apt.action_expert import ActionExpert
 from apt.experts.base import Modality
+from apt.policy_config import ExpertConfig, VLAConfig
 from apt.pretrained import CheckpointMismatch
 from apt.state_dict_adapter import expand_va
-from apt.vla import VLA, VLAConfig, robot_state
+from apt.vla import VLA, robot_state
 from tests.model.helpers import make_batch
 
 SMALL = VLAConfig(model="tiny", vlm="tiny", vlm_layer_stride=1, num_future=8)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
+from apt.encoders.hub import VLMLoadError, load_config, load_model, load_tokenizer, resolve
 from apt.encoders.prompts import PromptTokenizer
-from apt.encoders.qwen3vl import VLMLoadError, load_config, load_model, load_tokenizer, resolve
 from apt.encoders.vision_tower import patchify
 from apt.experts.base import Modality
 from apt.vlm import VLM, position_1d, token_coordinates

@@ -8,7 +8,8 @@ import sys
 import torch
 
 from apt.experts.base import TrainingDraws
-from apt.vla import VLA, VLAConfig, robot_state
+from apt.policy_config import VLAConfig
+from apt.vla import VLA, robot_state
 from data_utils.types import Batch
 from tests.model.helpers import make_batch
 from train_utils.backend import DDPBackend

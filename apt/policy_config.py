@@ -1,0 +1,111 @@
+"""What a policy is made of: sizes and choices, checked, without the libraries that build it.
+
+Command lines read these long before (and often without) a model.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+from apt.encoders.hub import load_config
+
+SIZES = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}  # name -> (width h, heads)
+VLM_MODES = ("frozen", "lora", "full")
+ATTENTION_BACKENDS = ("sdpa", "xformers")
+
+
+def check_attention_backend(backend: str) -> None:
+    """Raise ``ValueError`` for an unknown back-end and ``ImportError`` for one that is not installed."""
+    if backend not in ATTENTION_BACKENDS:
+        raise ValueError(f"unknown attention back-end {backend!r}; choose from {', '.join(ATTENTION_BACKENDS)}")
+    if backend == "xformers" and importlib.util.find_spec("xformers") is None:
+        raise ImportError('attention back-end "xformers" is not installed; pip install xformers, or use "sdpa"')
+
+
+def feature_layers(num_decoder_layers: int, stride: int) -> tuple[int, ...]:
+    """Decoder layers whose residual stream is a feature: ``0, s, 2s, ...``."""
+    if stride < 1:
+        raise ValueError(f"vlm_layer_stride is {stride}; it must be at least 1")
+    return tuple(range(0, num_decoder_layers, stride))
+
+
+@dataclass(frozen=True)
+class ExpertConfig:
+    """Sizes of an expert. ``train_stage`` is 0 for the VA prior (paper's Stage 1) and 1 for the VLA (Stage 2)."""
+
+    width: int
+    heads: int
+    num_layers: int  # N, depth of Stage 2 and number of VLM features
+    input_dim: int  # C, width of the VLM
+    train_stage: int = 1
+    num_history: int = 1
+    num_future: int = 32
+    train_timesteps: int = 100
+    inference_timesteps: int = 20
+    action_step_embedding: bool = False
+    attention_backend: str = "sdpa"
+
+    def __post_init__(self) -> None:
+        if self.train_stage not in (0, 1):
+            raise ValueError(f"train_stage is {self.train_stage}; wanted 0 (VA prior) or 1 (VLA)")
+        if self.num_layers < 2 or self.num_layers % 2:
+            raise ValueError(
+                f"the expert's depth is {self.num_layers}; it must be even and at least 2, since Stage 2 pairs a "
+                "language layer with each VA layer. Choose another VLM layer stride."
+            )
+        if self.width % self.heads or (self.width // self.heads) % 8:
+            raise ValueError(
+                f"width {self.width} over {self.heads} heads: a head's width must be a whole multiple of 8, half "
+                "of it for poses in blocks of 4"
+            )
+        check_attention_backend(self.attention_backend)
+
+    @property
+    def num_blocks(self) -> int:
+        return self.num_layers if self.train_stage == 1 else self.num_layers // 2
+
+
+@dataclass(frozen=True)
+class VLAConfig:
+    """What a policy is made of. Checked when constructed; nothing is loaded."""
+
+    model: str = "base"
+    """Size of the expert: tiny, small or base."""
+    vlm: str = "Qwen/Qwen3-VL-2B-Instruct"
+    """Hugging Face name, local folder, or "tiny"."""
+    vlm_layer_stride: int = 3
+    vlm_mode: str = "frozen"
+    train_stage: int = 1
+    """0: VA prior (paper's Stage 1). 1: VLA (paper's Stage 2)."""
+    num_history: int = 1
+    num_future: int = 32
+    action_step_embedding: bool = False
+    attention_backend: str = "sdpa"
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.model not in SIZES:
+            raise ValueError(f"unknown model size {self.model!r}; choose from {', '.join(SIZES)}")
+        if self.vlm_mode not in VLM_MODES:
+            raise ValueError(f"unknown VLM mode {self.vlm_mode!r}; choose from {', '.join(VLM_MODES)}")
+        if self.train_stage == 0 and self.vlm_mode != "frozen":
+            raise ValueError(
+                f"stage 0 trains the VA prior with a frozen VLM; vlm mode {self.vlm_mode!r} is for stage 1"
+            )
+
+    def expert_config(self) -> ExpertConfig:
+        """Sizes of the expert; reads the VLM's configuration (not its weights)."""
+        text = load_config(self.vlm).text_config
+        width, heads = SIZES[self.model]
+        return ExpertConfig(
+            width=width,
+            heads=heads,
+            num_layers=len(feature_layers(text.num_hidden_layers, self.vlm_layer_stride)),
+            input_dim=text.hidden_size,
+            train_stage=self.train_stage,
+            num_history=self.num_history,
+            num_future=self.num_future,
+            action_step_embedding=self.action_step_embedding,
+            attention_backend=self.attention_backend,
+        )
