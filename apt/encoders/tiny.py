@@ -73,7 +73,7 @@ def save_tiny_qwen3vl(folder: Path) -> None:
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    tokenizer = _byte_tokenizer()
+    tokenizer = byte_tokenizer()
     token_id = tokenizer.convert_tokens_to_ids
     config = Qwen3VLConfig(
         text_config={
@@ -123,7 +123,7 @@ def save_tiny_qwen3vl(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def _byte_tokenizer():
+def byte_tokenizer():
     """Bytes, merged over the words of common instructions: any text has tokens, an instruction has few."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
