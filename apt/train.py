@@ -34,7 +34,7 @@ from train_utils.failures import MISTAKE, RunFailed, fail
 from train_utils.metrics import MetricWindow, Stopwatch, format_duration
 from train_utils.nonfinite import NonFiniteSteps
 from train_utils.optim import build_optimizer, set_learning_rate
-from train_utils.pictures import gate_picture, trajectory_picture
+from train_utils.pictures import gate_picture, gate_rows, trajectory_picture
 from train_utils.plan import describe_plan
 from train_utils.resume_command import VARIABLE, continue_stage
 from train_utils.run_dir import RunDirectory, check_run_dir
@@ -362,7 +362,8 @@ class Trainer:
         self.model.train(was_training)
         if self.run_dir is not None:
             self.run_dir.image(self.iteration, "trajectories", trajectory_picture(batch, predicted))
-            self.run_dir.image(self.iteration, "gates", gate_picture(gates))
+            rows = gate_rows(self.model.expert, self.config.vlm_layer_stride)
+            self.run_dir.image(self.iteration, "gates", gate_picture(gates, rows))
 
     def _save(self, numbered: bool) -> None:
         """By all ranks: each has its part of a sharded model; the main one writes the checkpoint."""

@@ -1,12 +1,16 @@
-"""What a person would rather look at than read: trajectories on images, gates as a heat map."""
+"""What a person would rather look at than read: trajectories on images, gates as a heat map. Each explains itself."""
 
 from __future__ import annotations
 
-import cv2
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 import torch
 
+from apt.action_expert import ActionExpert
 from data_utils.types import Batch
+from infer_utils.captions import FAINT, TEXT, text_band
 from infer_utils.draw_traj import PREDICTED, RECORDED, draw_on_cameras
 
 
@@ -22,23 +26,63 @@ def trajectory_picture(batch: Batch, predicted: torch.Tensor, samples: int = 4) 
     for index in range(min(samples, observation.batch_size)):
         arms, shown = observation.valid_ee[index], observation.camera_mask[index].cpu().numpy()
         futures = [(batch.future[index][:, arms], RECORDED), (predicted[index][:, arms], PREDICTED)]
-        rows.append(
-            draw_on_cameras(
-                observation.rgb[index, -1].cpu().numpy(),
-                observation.K[index].cpu().numpy(),
-                observation.world_from_cam[index, -1].cpu().numpy(),
-                [(states.float().cpu().numpy(), color) for states, color in futures],
-                shown=shown,
-            )
+        image = draw_on_cameras(
+            observation.rgb[index, -1].cpu().numpy(),
+            observation.K[index].cpu().numpy(),
+            observation.world_from_cam[index, -1].cpu().numpy(),
+            [(states.float().cpu().numpy(), color) for states, color in futures],
+            shown=shown,
         )
-    return np.concatenate(rows, axis=0)
+        caption = f"“{observation.prompt[index]}” · {Path(batch.source[index]).name}"
+        rows += [text_band(image.shape[1], [(caption, 13, TEXT)]), image]
+    title = f"The next {predicted.shape[1]} steps of training samples, a row each, on all cameras"
+    legend = [
+        (title, 14, TEXT),
+        ("red: predicted by the policy", 13, PREDICTED),
+        ("green: recorded", 13, RECORDED),
+        ("dark to bright: now to later; large dots: gripper open, small white ones: closed", 13, FAINT),
+    ]
+    return np.concatenate([text_band(rows[0].shape[1], legend), *rows], axis=0)
 
 
-def gate_picture(gates: torch.Tensor) -> np.ndarray:
-    """How much of its own stream each layer keeps, ``sigmoid(gates)`` (N, h), as a heat map.
+def gate_rows(expert: ActionExpert, vlm_layer_stride: int) -> list[tuple[int, str]]:
+    """The gates that this stage trains, in the order of the layers: index and a label."""
+    return [
+        (
+            expert.fused_feature(block),
+            f"{block + 1}  {'language' if expert.is_language_layer(block) else 'vision-action'}, "
+            f"VLM layer {expert.fused_feature(block) * vlm_layer_stride}",
+        )
+        for block in range(len(expert.blocks) - 1)
+    ]
 
-    Layers down, channels across. Blue keeps 0 (all VLM), green 0.5 (as initialised), red 1 (all expert).
+
+def gate_picture(gates: torch.Tensor, rows: Sequence[tuple[int, str]]) -> np.ndarray:
+    """How much of its own stream each layer passes on, ``sigmoid(gates)``, as a heat map; (H, W, 3) uint8.
+
+    Layers down, channels across, sorted by value. Blue passes on 0 (all VLM), white 0.5 (as initialised), red 1.
+
+    Args:
+        gates: (N, h).
+        rows: index into ``gates`` and label of each row, as :func:`gate_rows` gives them.
     """
-    keep = torch.sigmoid(gates.detach().float()).cpu().numpy()
-    heat = cv2.applyColorMap(np.round(keep * 255).astype(np.uint8), cv2.COLORMAP_JET)[..., ::-1]
-    return np.ascontiguousarray(np.repeat(np.repeat(heat, 16, axis=0), max(1, 768 // keep.shape[1]), axis=1))
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    keep = torch.sigmoid(gates[[index for index, _ in rows]].detach().float()).sort(dim=1).values.cpu().numpy()
+    figure = Figure(figsize=(11, 2.3 + 0.3 * len(rows)), dpi=90, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    heat = axes.imshow(keep, cmap="RdBu_r", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    axes.set_title("Gates: what each layer passes on to the next, its own stream or the VLM's features", loc="left")
+    axes.set_yticks(range(len(rows)), [label for _, label in rows])
+    axes.set_ylabel("layer of the expert")
+    axes.set_xlabel(f"the layer's {keep.shape[1]} channels, sorted by value")
+    numbers = axes.secondary_yaxis("right")
+    numbers.set_yticks(range(len(rows)), [f"{k.mean():.3f}  ({k.min():.2f} to {k.max():.2f})" for k in keep])
+    numbers.set_ylabel("mean (least to greatest)")
+    bar = figure.colorbar(heat, ax=axes, orientation="horizontal", aspect=60, shrink=0.8)
+    bar.set_ticks([0, 0.25, 0.5, 0.75, 1], labels=["0\nthe VLM's alone", "0.25", "0.5\nas initialised", "0.75",
+                                                   "1\nits own alone"])  # fmt: skip
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

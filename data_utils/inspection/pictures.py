@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-from matplotlib import font_manager
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from tqdm import tqdm
 
 from data_utils.h5io import Episode
+from infer_utils.captions import BACKGROUND, FAINT, TEXT, broken, text_band
 from infer_utils.draw_traj import RECORDED, draw_states, draw_trajectory, enlarge, project
 from infer_utils.video import VideoWriter
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 
 TILE_HEIGHT = 320  # pixels of one camera's image
 GAP = 6
-BACKGROUND, TEXT, FAINT = (24, 26, 30), (236, 238, 242), (160, 166, 176)
 ARM_COLORS = (RECORDED, (255, 176, 32), (80, 176, 255), (255, 96, 200))
 AXIS_COLORS = ((255, 70, 70), (90, 235, 90), (90, 150, 255))  # x, y, z
 AXIS_LENGTH = 0.06  # metres
@@ -46,8 +44,8 @@ def frames_picture(episode: Episode, cameras: Sequence[str], frames: Sequence[in
     rows = [_row(episode, cameras, frame, horizon) for frame in frames]
     width = max(row.shape[1] for row in rows)
     rows = [_padded(row, width) for row in rows]
-    title = _band(width, [(f"{episode.path.name}: {_prompts(episode)}", 17, TEXT)])
-    return np.concatenate([title, *rows, _band(width, [(LEGEND, 13, FAINT)])])
+    title = text_band(width, [(f"{episode.path.name}: {_prompts(episode)}", 17, TEXT)])
+    return np.concatenate([title, *rows, text_band(width, [(LEGEND, 13, FAINT)])])
 
 
 def policy_picture(dataset: "H5DatasetMapBase", frames: Sequence[int]) -> np.ndarray:
@@ -71,7 +69,7 @@ def policy_picture(dataset: "H5DatasetMapBase", frames: Sequence[int]) -> np.nda
         rows.append(tile_row(tiles, [f"{camera} · frame {frame}" for camera in config.cameras]))
     height, width = config.image_hw
     horizon = f"{width} x {height}, {config.num_future} future states"
-    title = _band(rows[0].shape[1], [(f"{dataset.name}: “{samples[0].prompt}” ({horizon})", 17, TEXT)])
+    title = text_band(rows[0].shape[1], [(f"{dataset.name}: “{samples[0].prompt}” ({horizon})", 17, TEXT)])
     return np.concatenate([title, *rows])
 
 
@@ -88,8 +86,8 @@ def write_video(path: Path, episode: Episode, cameras: Sequence[str], horizon: i
         for frame in tqdm(range(len(episode)), f"video {path.name}", unit="frame", delay=2.0, mininterval=often):
             row = _row(episode, cameras, frame, horizon)
             # One line, as all frames of a video have one size.
-            prompt, *rest = _broken(episode.prompt(frame=frame), 16, row.shape[1] - 40)
-            image = np.concatenate([_band(row.shape[1], [(prompt + (" …" if rest else ""), 16, TEXT)]), row])
+            prompt, *rest = broken(episode.prompt(frame=frame), 16, row.shape[1] - 40)
+            image = np.concatenate([text_band(row.shape[1], [(prompt + (" …" if rest else ""), 16, TEXT)]), row])
             video.add(np.ascontiguousarray(_padded(image[: len(image) // 2 * 2], -(-image.shape[1] // 2) * 2)))
 
 
@@ -98,7 +96,7 @@ def tile_row(tiles: Sequence[np.ndarray], labels: Sequence[str]) -> np.ndarray:
     gap = np.full((len(tiles[0]), GAP, 3), BACKGROUND, np.uint8)
     images = [part for tile in tiles for part in (tile, gap)][:-1]
     captions = [part for tile, label in zip(tiles, labels, strict=True) for part in
-                (_band(tile.shape[1], [(label, 13, FAINT)]), _band(GAP, [("", 13, FAINT)]))][:-1]  # fmt: skip
+                (text_band(tile.shape[1], [(label, 13, FAINT)]), text_band(GAP, [("", 13, FAINT)]))][:-1]  # fmt: skip
     return np.concatenate([np.concatenate(captions, axis=1), np.concatenate(images, axis=1)])
 
 
@@ -157,31 +155,3 @@ def _padded(image: np.ndarray, width: int) -> np.ndarray:
     """(H, width, 3) with background on the right."""
     filling = np.full((len(image), width - image.shape[1], 3), BACKGROUND, np.uint8)
     return np.concatenate([image, filling], axis=1)
-
-
-def _band(width: int, lines: Sequence[tuple[str, int, tuple[int, int, int]]]) -> np.ndarray:
-    """Lines of text (text, font size, colour) on the background, broken where they are too long; (h, width, 3)."""
-    broken = [(part, size, color) for text, size, color in lines for part in _broken(text, size, width - 2 * GAP)]
-    height = sum(size + 8 for _, size, _ in broken) + 4
-    band = Image.new("RGB", (width, height), BACKGROUND)
-    draw, y = ImageDraw.Draw(band), 4
-    for text, size, color in broken:
-        draw.text((GAP, y), text, color, _font(size))
-        y += size + 8
-    return np.asarray(band)
-
-
-def _broken(text: str, size: int, width: int) -> list[str]:
-    parts, font = [""], _font(size)
-    for word in text.split():
-        longer = f"{parts[-1]} {word}".strip()
-        if parts[-1] and font.getlength(longer) > width:
-            parts.append(word)
-        else:
-            parts[-1] = longer
-    return parts
-
-
-@functools.cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)
