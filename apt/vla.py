@@ -7,7 +7,7 @@ from torch import nn
 
 from apt.action_expert import ActionExpert
 from apt.action_transform import ACTION_DIM
-from apt.experts.base import ExpertLoss, RobotState
+from apt.experts.base import ExpertLoss, RobotState, VLMFeatures
 from apt.policy_config import VLAConfig
 from apt.pretrained import CheckpointMismatch, LoadReport, plan_load
 from apt.state_dict_adapter import (
@@ -63,6 +63,7 @@ class VLA(nn.Module):
         pose_noise: bool = False,
         camera_view_dropout: float = 0.0,
         noise_samples: int = 1,
+        features: VLMFeatures | None = None,
     ) -> ExpertLoss:
         """Training loss of a batch on the model's device.
 
@@ -71,14 +72,16 @@ class VLA(nn.Module):
             pose_noise: perturb proprioceptive inputs.
             camera_view_dropout: probability with which a sample of two or more cameras loses one.
             noise_samples: diffusion draws per sample, which share everything that the draw does not change.
+            features: of the batch, where they are known already: the VLM is not run, and no camera may be dropped.
         """
         observation = batch.observation
         robot = robot_state(observation)
         draws = self.expert.draw(robot, pose_noise, noise_samples, generator)
-        keep = None
-        if camera_view_dropout > 0:
-            keep = draw_camera_keep(observation.camera_mask, camera_view_dropout, generator)
-        features = self.vlm(observation, keep)
+        if features is None:
+            keep = None
+            if camera_view_dropout > 0:
+                keep = draw_camera_keep(observation.camera_mask, camera_view_dropout, generator)
+            features = self.vlm(observation, keep)
         return self.expert(features, robot, batch.future, draws, batch.gripper_mask)
 
     @torch.no_grad()

@@ -112,63 +112,100 @@ class VLM(nn.Module):
 
     def forward(self, observation: Observation, camera_keep: torch.Tensor | None = None) -> VLMFeatures:
         """Features of the newest frame; ``camera_keep`` (B, Ncam) bool hides shown cameras (view dropout)."""
-        rgb, mask = observation.rgb[:, -1], observation.mask[:, -1]  # (B, Ncam, 3, H, W), (B, Ncam, H, W)
-        rows, columns = self._grid(*rgb.shape[-2:])
-        pixels = self.encoder.pixels_per_token
-        is_vision = observation.input_ids == self.encoder.image_token_id
-        camera, token = vision_slots(is_vision, observation.camera_mask, rows * columns)
-        batch = torch.arange(len(camera), device=camera.device)[:, None]
-        cameras = observation.camera_mask
+        return self.features(observation, self.streams(observation, camera_keep), camera_keep)
+
+    def expert_tokens(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """(B, L) bool, which tokens of the prompts the expert gets."""
+        return input_ids == self.encoder.image_token_id if self.vision_only else attention_mask
+
+    def padded_length(self, observation: Observation) -> int:
+        """T, tokens per sample that the expert gets, padding included."""
+        length, tokens = observation.input_ids.shape[1], self._tokens_per_camera(observation)
+        return min(length, observation.rgb.shape[2] * tokens) if self.vision_only else length
+
+    def streams(self, observation: Observation, camera_keep: torch.Tensor | None = None) -> list[torch.Tensor]:
+        """What the VLM itself computes, from images and prompts alone.
+
+        Returns:
+            Input embeddings, then each of ``required_features``: (B, T, C), a sample's tokens last.
+        """
         attended = observation.attention_mask
         if camera_keep is not None:
-            cameras = cameras & camera_keep
-            attended = attended & (~is_vision | cameras[batch, camera])
-
+            is_vision, camera, _ = self._slots(observation)
+            attended = _without_hidden(attended, is_vision, camera, observation.camera_mask & camera_keep)
         no_grad = torch.no_grad() if self.mode == "frozen" else contextlib.nullcontext()
         with no_grad:
-            embeds, streams = self.encoder(
-                rgb.flatten(0, 1)[observation.image_index],
+            embeds, by_layer = self.encoder(
+                observation.rgb[:, -1].flatten(0, 1)[observation.image_index],
                 observation.input_ids,
                 observation.position_ids,
                 attended,
                 tuple(self._feature_of_layer),
             )
+            streams = [embeds, *by_layer.values()]
+            if self.vision_only:
+                order = self._vision_last(observation)
+                streams = [_pick(stream, order) for stream in streams]
+        return streams
 
+    def features(
+        self, observation: Observation, streams: list[torch.Tensor], camera_keep: torch.Tensor | None = None
+    ) -> VLMFeatures:
+        """``streams`` with all that follows from poses, intrinsics and masks."""
+        rows, columns = self._grid(*observation.rgb.shape[-2:])
+        pixels = self.encoder.pixels_per_token
+        is_vision, camera, token = self._slots(observation)
+        batch = torch.arange(len(camera), device=camera.device)[:, None]
+        cameras, attended = observation.camera_mask, observation.attention_mask
+        if camera_keep is not None:
+            cameras = cameras & camera_keep
+            attended = _without_hidden(attended, is_vision, camera, cameras)
+        mask = observation.mask[:, -1]  # (B, Ncam, H, W)
         patch_seen = mask.unflatten(-1, (columns, pixels)).unflatten(-3, (rows, pixels)).any(-1).any(-2).flatten(-2)
         valid = attended & (~is_vision | patch_seen[batch, camera, token])
-        modality = torch.where(is_vision, Modality.VISION, Modality.LANGUAGE)
+        modality = torch.where(is_vision, Modality.VISION, Modality.PAD if self.vision_only else Modality.LANGUAGE)
         norm_xy = token_coordinates(observation.K, rows, columns, pixels)[batch, camera, token]
-        features = VLMFeatures(
-            inputs_embeds=embeds,
-            hidden_states={self._feature_of_layer[layer]: stream for layer, stream in streams.items()},
-            modality=torch.where(valid, modality, Modality.PAD),
-            position=position_1d(is_vision),
-            camera=camera,
-            norm_xy=torch.where(is_vision.unsqueeze(-1), norm_xy, 0.0),
+        per_token = {
+            "modality": torch.where(valid, modality, Modality.PAD),
+            "position": position_1d(is_vision),
+            "camera": camera,
+            "norm_xy": torch.where(is_vision.unsqueeze(-1), norm_xy, 0.0),
+        }
+        if self.vision_only:
+            order = self._vision_last(observation)
+            per_token = {name: _pick(value, order) for name, value in per_token.items()}
+        return VLMFeatures(
+            inputs_embeds=streams[0],
+            hidden_states=dict(zip(self._feature_of_layer.values(), streams[1:], strict=True)),
             world_from_cam=observation.world_from_cam[:, -1],
             camera_mask=cameras,
+            **per_token,
         )
-        return vision_tokens(features, rgb.shape[1] * rows * columns) if self.vision_only else features
+
+    def _tokens_per_camera(self, observation: Observation) -> int:
+        rows, columns = self._grid(*observation.rgb.shape[-2:])
+        return rows * columns
+
+    def _slots(self, observation: Observation) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(B, L) each: whether a token is a vision slot, of which camera (-1: of none), and which of its tokens."""
+        is_vision = observation.input_ids == self.encoder.image_token_id
+        return is_vision, *vision_slots(is_vision, observation.camera_mask, self._tokens_per_camera(observation))
+
+    def _vision_last(self, observation: Observation) -> torch.Tensor:
+        """(B, T) index of tokens that puts the vision slots last, in their order; T is ``padded_length``."""
+        is_vision = observation.input_ids == self.encoder.image_token_id
+        order = torch.argsort(is_vision.long(), dim=1, stable=True)
+        return order[:, order.shape[1] - self.padded_length(observation) :]
 
 
-def vision_tokens(features: VLMFeatures, most: int) -> VLMFeatures:
-    """Features of the vision slots alone, left-padded to ``most`` tokens or fewer."""
-    length = features.camera.shape[1]
-    is_vision = features.camera >= 0
-    order = torch.argsort(is_vision.long(), dim=1, stable=True)[:, max(0, length - most) :]  # vision slots last
+def _without_hidden(
+    attended: torch.Tensor, is_vision: torch.Tensor, camera: torch.Tensor, cameras: torch.Tensor
+) -> torch.Tensor:
+    """``attended`` (B, L) without the vision slots of cameras that ``cameras`` (B, Ncam) leaves out."""
+    batch = torch.arange(len(camera), device=camera.device)[:, None]
+    return attended & (~is_vision | cameras[batch, camera])
 
-    def pick(x: torch.Tensor) -> torch.Tensor:
-        index = order if x.ndim == 2 else order.unsqueeze(-1).expand(-1, -1, x.shape[-1])
-        return torch.gather(x, 1, index)
 
-    modality = pick(features.modality)
-    return VLMFeatures(
-        inputs_embeds=pick(features.inputs_embeds),
-        hidden_states={index: pick(stream) for index, stream in features.hidden_states.items()},
-        modality=torch.where(modality == Modality.LANGUAGE, Modality.PAD, modality),
-        position=pick(features.position),
-        camera=pick(features.camera),
-        norm_xy=pick(features.norm_xy),
-        world_from_cam=features.world_from_cam,
-        camera_mask=features.camera_mask,
-    )
+def _pick(x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """(B, L) or (B, L, C) at ``order`` (B, T)."""
+    return torch.gather(x, 1, order if x.ndim == 2 else order.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
