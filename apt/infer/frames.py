@@ -35,7 +35,14 @@ def parse_frame(obs_frame: dict[str, Any], config: DataConfig) -> RobotFrame:
     Raises:
         ValueError: names the key and what was wanted.
     """
-    cameras = {name: _camera(name, obs_frame.get(name)) for name in config.cameras}
+    if not isinstance(obs_frame, dict):
+        raise ValueError(f"the frame is a {type(obs_frame).__name__}; wanted a dictionary")
+    cameras = {name: parse_camera(name, obs_frame.get(name)) for name in config.cameras}
+    return RobotFrame(parse_time(obs_frame), cameras, *parse_arms(obs_frame, config))
+
+
+def parse_arms(obs_frame: dict[str, Any], config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
+    """``world_from_ee`` (Nee, 4, 4) and openness (Nee,) of a frame. Raises ValueError, naming the key."""
     pose = _array(obs_frame, "ee_pose")
     pose = pose[None] if pose.ndim == 2 else pose
     gripper = np.atleast_1d(_array(obs_frame, "gripper"))
@@ -48,10 +55,15 @@ def parse_frame(obs_frame: dict[str, Any], config: DataConfig) -> RobotFrame:
         raise ValueError(f"gripper is {gripper.tolist()}; wanted openness from 0 (closed) to 1 (open)")
     for arm, transform in enumerate(pose):
         _check_rigid(f"ee_pose[{arm}]", transform)
+    return pose, gripper
+
+
+def parse_time(obs_frame: dict[str, Any]) -> float:
+    """The moment of a frame. Raises ValueError."""
     timestamp = _array(obs_frame, "timestamp")
     if timestamp.ndim != 0:
-        raise ValueError(f"timestamp has shape {timestamp.shape}; wanted one number of seconds")
-    return RobotFrame(float(timestamp), cameras, pose, gripper)
+        raise ValueError(f"timestamp has shape {timestamp.shape}; wanted one number")
+    return float(timestamp)
 
 
 def _array(frame: dict[str, Any], key: str, where: str = "") -> np.ndarray:
@@ -74,7 +86,8 @@ def _check_rigid(name: str, transform: np.ndarray) -> None:
         raise ValueError(f"{name} is not a rigid transform: its last row is {transform[3].tolist()}")
 
 
-def _camera(name: str, value: Any) -> CameraFrame:
+def parse_camera(name: str, value: Any) -> CameraFrame:
+    """The image of camera ``name`` and where it was taken from. Raises ValueError, naming the key."""
     if not isinstance(value, dict):
         raise ValueError(f"camera {name!r} is missing from the frame")
     where = f"{name}."
