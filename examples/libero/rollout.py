@@ -1,0 +1,172 @@
+"""Running one episode: where it begins, who plans, what is executed, what is noted."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from examples.errors import SimulatorError
+from examples.libero.control import libero_action
+from examples.libero.tasks import LiberoTask
+
+if TYPE_CHECKING:
+    from examples.libero.simulator import LiberoEnv
+
+WAIT_STEPS = 10  # things that start in the air fall and come to rest
+WAITING = np.array([0.0] * 6 + [-1.0])  # no motion, gripper open
+
+
+@dataclass(frozen=True)
+class EpisodeKey:
+    """Names an episode: results are filed by it, and every random number of the episode follows from it."""
+
+    suite: str
+    task_id: int
+    episode_id: int
+    """Number of the stored initial state, or of the recorded episode."""
+    seed: int = 0
+    """Of the run."""
+
+    def derived_seed(self, purpose: str) -> int:
+        """A seed in [0, 2^32) of the episode's own, another one for each ``purpose``."""
+        words = [zlib.crc32(text.encode()) for text in (self.suite, purpose)]
+        return int(np.random.SeedSequence([self.seed, self.task_id, self.episode_id, *words]).generate_state(1)[0])
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where an episode begins."""
+
+    state: np.ndarray
+    """MuJoCo state (D,)."""
+    fixtures: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Poses (7,) of fixtures, which states do not hold; those left out are drawn at reset."""
+    wait_steps: int = WAIT_STEPS
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a policy wants next, one target per control step."""
+
+    poses: np.ndarray
+    """(T, 4, 4) ``world_from_ee``."""
+    openness: np.ndarray
+    """(T,) in [0, 1]."""
+    path: np.ndarray | None = None
+    """Poses (N, 4, 4) to draw into videos; None: ``poses``."""
+
+    def __post_init__(self) -> None:
+        poses, openness = np.shape(self.poses), np.shape(self.openness)
+        if len(poses) != 3 or poses[0] < 1 or poses[1:] != (4, 4) or openness != poses[:1]:
+            raise ValueError(f"plan of shapes {poses} and {openness}; wanted poses (T, 4, 4) and openness (T,), T >= 1")
+
+
+class Policy(ABC):
+    """Who decides. One object serves many episodes, one after another, and belongs to one process."""
+
+    needs_images = False
+    """Whether :meth:`plan` renders; where nobody renders, no OpenGL is started."""
+
+    def start(self, task: LiberoTask, episode: EpisodeKey) -> Start:
+        """Where ``episode`` begins: at the benchmark's stored initial state, unless a policy knows better."""
+        return stored_start(task, episode.episode_id)
+
+    @abstractmethod
+    def begin(self, env: LiberoEnv, instruction: str, episode: EpisodeKey) -> None:
+        """A new episode: the environment is at its start, things have come to rest, ``env.time`` is 0."""
+
+    @abstractmethod
+    def plan(self, env: LiberoEnv) -> Plan | None:
+        """What to do from now on; None where the policy has nothing more to do, which ends the episode."""
+
+    def close(self) -> None:  # noqa: B027 (most have nothing to close)
+        """No more episodes follow."""
+
+
+@dataclass(frozen=True)
+class EpisodeResult:
+    success: bool
+    steps: int
+    """Control steps, those spent waiting left out."""
+    queries: int
+    """Plans that were made."""
+    ee_path: np.ndarray
+    """(steps + 1, 3), the end-effector's positions in the world."""
+    seconds: float
+    """Wall time, reset included."""
+    policy_seconds: float
+    """Of these, in :meth:`Policy.begin` and :meth:`Policy.plan`."""
+
+
+def stored_start(task: LiberoTask, number: int) -> Start:
+    """The benchmark's initial state ``number``. Raises ``SimulatorError`` where there are not so many."""
+    states = task.initial_states()
+    if not 0 <= number < len(states):
+        raise SimulatorError(
+            f"{task.suite}/{task.name} has no initial state {number}; it has {len(states)}: lower --num_trials_per_task"
+        )
+    return Start(states[number])
+
+
+def begin_at(env: LiberoEnv, start: Start, seed: int) -> None:
+    """Put ``env`` at a start and let things come to rest; what the start does not tell is drawn from ``seed``."""
+    env.reset(seed)
+    env.set_fixtures(start.fixtures)
+    env.set_state(start.state)
+    for _ in range(start.wait_steps):
+        env.step(WAITING)
+    env.time = 0
+
+
+def run_episode(
+    env: LiberoEnv,
+    policy: Policy,
+    key: EpisodeKey,
+    instruction: str,
+    max_steps: int,
+    execute_steps: int,
+    on_step: Callable[[Plan], None] | None = None,
+    succeeded: Callable[[LiberoEnv], bool] | None = None,
+) -> EpisodeResult:
+    """Run ``policy`` until success, until it has nothing more to do, or for ``max_steps`` control steps.
+
+    The first ``execute_steps`` targets of each plan are executed, each in closed loop from the newest pose; then the
+    policy plans again. Nothing here depends on what ran before in the same process.
+
+    Args:
+        on_step: called with the current plan before every control step.
+        succeeded: tells success; None: the task's own goal.
+    """
+    if max_steps < 1 or execute_steps < 1:
+        raise ValueError(f"max_steps is {max_steps} and execute_steps {execute_steps}; both must be at least 1")
+    succeeded = succeeded or type(env).success
+    started, deciding, queries = time.perf_counter(), 0.0, 0
+    begin_at(env, policy.start(env.task, key), key.derived_seed("scene"))
+    path = [env.world_from_ee[:3, 3]]
+    before = time.perf_counter()
+    policy.begin(env, instruction, key)
+    deciding += time.perf_counter() - before
+    success = False
+    while env.time < max_steps and not success:
+        before = time.perf_counter()
+        plan = policy.plan(env)
+        deciding += time.perf_counter() - before
+        if plan is None:
+            break
+        queries += 1
+        for pose, openness in zip(plan.poses[:execute_steps], plan.openness[:execute_steps], strict=True):
+            if on_step is not None:
+                on_step(plan)
+            env.step(libero_action(pose, float(openness), env.world_from_ee))
+            path.append(env.world_from_ee[:3, 3])
+            success = succeeded(env)
+            if success or env.time >= max_steps:
+                break
+    seconds = time.perf_counter() - started
+    return EpisodeResult(success, env.time, queries, np.array(path), seconds, deciding)
