@@ -7,14 +7,12 @@ block's keys and values; ``denoise`` runs the action tokens against them. Traini
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
 from apt.action_transform import ACTION_DIM, TRANSLATION, action_to_state, state_to_action
-from apt.diffusion import Diffusion
+from apt.diffusion import Diffusion, Guide, solver_step
+from apt.expert_context import Context, Encoding, KeysValues, Prefix, SamplingRun, repeat_robot
 from apt.experts.base import (
     ExpertLoss,
     Modality,
@@ -26,7 +24,7 @@ from apt.experts.base import (
     recentring_transform,
     transform_states,
 )
-from apt.layers.attention import SelfAttention
+from apt.layers.attention import AttentionMask, SelfAttention
 from apt.layers.mlp import MLP, GatedMLP
 from apt.layers.norms import ModulatedRMSNorm, RMSNorm
 from apt.layers.positions import PoseEncoding, RotaryEncoding, sinusoidal_embedding
@@ -34,7 +32,6 @@ from apt.layers.rotations import invert_transform
 from apt.policy_config import ExpertConfig
 
 MAX_ARMS = 4
-Encoding = RotaryEncoding | PoseEncoding
 
 
 class ExpertBlock(nn.Module):
@@ -48,59 +45,36 @@ class ExpertBlock(nn.Module):
         self.mlp = GatedMLP(width)
 
     def encode_context(
-        self, x: torch.Tensor, encoding: Encoding, mask: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """VL tokens (B, L, h) after the block, and their keys and values (B, L, heads, d) for action tokens."""
+        self, x: torch.Tensor, encoding: Encoding, mask: AttentionMask
+    ) -> tuple[torch.Tensor, KeysValues]:
+        """VL tokens (B, L, h) after the block, and their keys and values for action tokens."""
         q, k, v = self.attn.qkv(self.norm1_vl(x), encoding)
         x = x + self.attn.attend(q, k, v, mask, encoding)
-        return x + self.mlp(self.norm2_vl(x)), k, v
+        return x + self.mlp(self.norm2_vl(x)), KeysValues(k, v)
 
-    def context_keys_values(self, x: torch.Tensor, encoding: Encoding) -> tuple[torch.Tensor, torch.Tensor]:
+    def context_keys_values(self, x: torch.Tensor, encoding: Encoding) -> KeysValues:
         """Keys and values alone, for the last block, whose VL output nobody reads."""
-        return self.attn.kv(self.norm1_vl(x), encoding)
+        return KeysValues(*self.attn.kv(self.norm1_vl(x), encoding))
 
     def modulation(self, time: torch.Tensor) -> torch.Tensor:
-        """Both norms' modulations (B, 4h) of the time embedding (B, h)."""
-        return torch.cat([self.norm1_action.modulation(time), self.norm2_action.modulation(time)], dim=-1)
+        """Both norms' factors and offsets (B, 4, h) of the time embedding (B, h)."""
+        return torch.stack(
+            [*self.norm1_action.factor_and_offset(time), *self.norm2_action.factor_and_offset(time)], dim=1
+        )
 
     def denoise(
         self,
         x: torch.Tensor,
-        context: tuple[torch.Tensor, torch.Tensor],
+        context: KeysValues,
         modulation: torch.Tensor,
         encoding: Encoding,
-        mask: torch.Tensor,
+        mask: AttentionMask,
     ) -> torch.Tensor:
-        """Action tokens (B, A, h) after the block, given the context's keys and values; ``mask`` (B, A, L + A)."""
-        first, second = modulation.chunk(2, dim=-1)
-        q, k, v = self.attn.qkv(self.norm1_action(x, first), encoding)
-        k, v = torch.cat([context[0], k], dim=1), torch.cat([context[1], v], dim=1)
-        x = x + self.attn.attend(q, k, v, mask, encoding)
-        return x + self.mlp(self.norm2_action(x, second))
-
-
-@dataclass
-class Context:
-    """All that denoising needs and that depends neither on the noisy action nor on the diffusion time."""
-
-    keys_values: list[tuple[torch.Tensor, torch.Tensor]]  # per block, (B, L, heads, d) each
-    masks: list[torch.Tensor]  # per block, (B, A, L + A) bool
-    encodings: list[Encoding]  # per block, of action tokens
-    history: torch.Tensor  # (B, Nee, Th, h), history tokens
-    ref_from_ee_position: torch.Tensor  # (B, Nee, 1, 3)
-
-    def repeat_interleave(self, times: int) -> "Context":
-        """For ``times`` noisy actions per sample, side by side: every B becomes B * times."""
-        return self if times == 1 else _repeat_interleave(self, times)
-
-
-def _repeat_interleave(value, times: int):
-    if isinstance(value, torch.Tensor):
-        return value.repeat_interleave(times, 0)
-    if isinstance(value, (list, tuple)):
-        return type(value)(_repeat_interleave(item, times) for item in value)
-    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    return type(value)(**{name: _repeat_interleave(item, times) for name, item in fields.items()})
+        """Action tokens (B, A, h) after the block, given the context; ``modulation`` (B or 1, 4, h)."""
+        factor1, offset1, factor2, offset2 = modulation.unsqueeze(2).unbind(1)
+        q, k, v = self.attn.qkv(self.norm1_action(x, factor1, offset1), encoding)
+        x = x + self.attn.attend(q, *context.joined(k, v), mask, encoding)
+        return x + self.mlp(self.norm2_action(x, factor2, offset2))
 
 
 class ActionExpert(nn.Module):
@@ -197,25 +171,64 @@ class ActionExpert(nn.Module):
         return noise_loss(predicted, draws.noise, *arms)
 
     def predict(
-        self, features: VLMFeatures, robot: RobotState, noise: torch.Tensor, steps: int | None = None
+        self,
+        features: VLMFeatures,
+        robot: RobotState,
+        noise: torch.Tensor,
+        steps: int | None = None,
+        sampler: str = "ddim",
     ) -> torch.Tensor:
-        """Sampled future states (B, Ta, Nee, 17) in the world frame, from initial ``noise`` (B, Nee, Ta, 10)."""
-        with torch.autocast(noise.device.type, enabled=False):  # half precision would round positions
+        """Sampled future states (B * S, Ta, Nee, 17) in the world frame, from ``noise`` (B * S, Nee, Ta, 10)."""
+        prefix = self.encode_prefix(features, robot, len(noise) // len(robot.world_from_ee))
+        return self.decode(prefix, self.sample(prefix.context, noise, self.sampling_run(steps, sampler)))
+
+    # -- sampling, stage by stage ----------------------------------------------------------------------------------
+
+    def encode_prefix(self, features: VLMFeatures, robot: RobotState, samples: int = 1) -> Prefix:
+        """All that comes before denoising, for ``samples`` noisy actions per observation, side by side."""
+        with torch.autocast(robot.history.device.type, enabled=False):  # half precision would round positions
             centred_from_world = recentring_transform(features)
             features, robot = recentre(features, robot, centred_from_world)
-        context = self.encode_context(features, robot)
-        timesteps = self.diffusion.timesteps(steps).to(noise.device)
-        modulations = self.modulations(timesteps)  # per block, (steps, 4h): they depend on the time alone
-        batch = len(noise)
+            world_from_centred = invert_transform(centred_from_world)
+        context = self.encode_context(features, robot).repeat_interleave(samples).with_buffers()
+        if samples > 1:
+            world_from_centred = world_from_centred.repeat_interleave(samples, 0)
+        return Prefix(context, repeat_robot(robot, samples), world_from_centred)
 
-        def predict_noise(action: torch.Tensor, index: int) -> torch.Tensor:
-            return self.denoise(context, action, [m[index].expand(batch, -1) for m in modulations])
+    def sampling_run(self, steps: int | None = None, sampler: str = "ddim") -> SamplingRun:
+        """What every sampling by ``sampler`` in ``steps`` shares (None: the configured number)."""
+        schedule = self.diffusion.schedule(steps, sampler).to(self.arm_embedding.device)
+        modulations = self.modulations(schedule.timesteps)  # (blocks, steps, 4, h), of all steps at once
+        return SamplingRun(modulations.transpose(0, 1).unsqueeze(2).contiguous(), schedule.coefficients)
 
-        action = self.diffusion.sample(predict_noise, noise, steps)
-        with torch.autocast(noise.device.type, enabled=False):
-            references = robot.world_from_ee[:, None], robot.world_from_ref[:, None]
-            states = action_to_state(action.transpose(1, 2), *references)
-            return transform_states(invert_transform(centred_from_world), states)
+    def sample(
+        self, context: Context, noise: torch.Tensor, run: SamplingRun, guide: Guide | None = None, step=None
+    ) -> torch.Tensor:
+        """Actions (B, Nee, Ta, 10) denoised from ``noise``; ``step`` replaces :meth:`denoise_step` (compiled)."""
+        step = self.denoise_step if step is None else step
+        x, clean = noise, torch.zeros_like(noise)
+        for modulations, coefficients in zip(run.modulations, run.coefficients, strict=True):
+            x, clean = step(context, x, clean, modulations, coefficients, guide)
+        return x
+
+    def denoise_step(
+        self,
+        context: Context,
+        x: torch.Tensor,
+        previous: torch.Tensor,
+        modulations: torch.Tensor,
+        coefficients: torch.Tensor,
+        guide: Guide | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The network and one :func:`apt.diffusion.solver_step`."""
+        return solver_step(x, self.denoise(context, x, modulations), previous, coefficients, guide)
+
+    @staticmethod
+    def decode(prefix: Prefix, action: torch.Tensor) -> torch.Tensor:
+        """Actions (B, Nee, Ta, 10) as states (B, Ta, Nee, 17) in the world frame."""
+        with torch.autocast(action.device.type, enabled=False):
+            references = prefix.robot.world_from_ee[:, None], prefix.robot.world_from_ref[:, None]
+            return transform_states(prefix.world_from_centred, action_to_state(action.transpose(1, 2), *references))
 
     # -- the two halves of a pass ----------------------------------------------------------------------------------
 
@@ -234,18 +247,22 @@ class ActionExpert(nn.Module):
         is_vision = (features.camera >= 0).unsqueeze(-1)
         x = x + torch.where(is_vision, self.proj_pe(features.norm_xy.to(x.dtype)), 0.0)
 
+        # What a layer's kind decides, once for all layers: masks of VL and of action queries, encodings of both.
+        kinds = {}
+        for language in {self.is_language_layer(index) for index in range(len(self.blocks))}:
+            mask = full if language else va
+            masks_of_kind = (AttentionMask.of(rows, x.dtype) for rows in (mask[:, :length, :length], mask[:, length:]))
+            kinds[language] = (*masks_of_kind, *((rotary_vl, rotary_action) if language else (pose_vl, pose_action)))
         keys_values, masks, encodings = [], [], []
         for index, block in enumerate(self.blocks):
-            language = self.is_language_layer(index)
-            mask = full if language else va
-            encoding = rotary_vl if language else pose_vl
-            masks.append(mask[:, length:])
-            encodings.append(rotary_action if language else pose_action)
+            mask, action_mask, encoding, action_encoding = kinds[self.is_language_layer(index)]
+            masks.append(action_mask)
+            encodings.append(action_encoding)
             if index == len(self.blocks) - 1:
                 keys_values.append(block.context_keys_values(x, encoding))
                 break
-            x, k, v = block.encode_context(x, encoding, mask[:, :length, :length])
-            keys_values.append((k, v))
+            x, block_keys_values = block.encode_context(x, encoding, mask)
+            keys_values.append(block_keys_values)
             feature = self.fused_feature(index)
             keep = torch.sigmoid(self.gates[feature])
             x = keep * x + (1 - keep) * self.proj_vl[feature](features.hidden_states[feature])
@@ -254,15 +271,16 @@ class ActionExpert(nn.Module):
         if history_noise is not None:
             history = history + history_noise
         tokens = self.history_mlp(history) + self.position_mlp(position + history[..., TRANSLATION])
-        tokens = self._add_identity(tokens, first_step=0)
-        return Context(keys_values, masks, encodings, tokens, position)
-
-    def denoise(self, context: Context, noisy: torch.Tensor, modulations: list[torch.Tensor]) -> torch.Tensor:
-        """Predicted noise (B, Nee, Ta, 10) of noisy actions; ``modulations`` per block, (B, 4h)."""
-        position = context.ref_from_ee_position + noisy[..., TRANSLATION].detach()
-        future = self._add_identity(
-            self.action_mlp(noisy) + self.position_mlp(position), first_step=self.config.num_history
+        arms, steps = tokens.shape[1:3]
+        tokens = tokens + self._identity(arms, 0, steps)
+        return Context(
+            keys_values, masks, encodings, tokens, self._identity(arms, steps, self.config.num_future), position
         )
+
+    def denoise(self, context: Context, noisy: torch.Tensor, modulations: torch.Tensor) -> torch.Tensor:
+        """Predicted noise (B, Nee, Ta, 10) of noisy actions; ``modulations`` (blocks, B or 1, 4, h)."""
+        position = context.ref_from_ee_position + noisy[..., TRANSLATION].detach()
+        future = self.action_mlp(noisy) + self.position_mlp(position) + context.future_identity
         x = torch.cat([context.history, future], dim=2)  # (B, Nee, Th + Ta, h)
         arms, steps = x.shape[1:3]
         x = x.flatten(1, 2)  # arm-major
@@ -273,10 +291,10 @@ class ActionExpert(nn.Module):
         x = x.unflatten(1, (arms, steps))[:, :, self.config.num_history :]
         return self.action_head(self.final_norm(x)).float()
 
-    def modulations(self, timestep: torch.Tensor) -> list[torch.Tensor]:
-        """Per block (B, 4h) of diffusion steps (B,), raw: 0 to 99."""
+    def modulations(self, timestep: torch.Tensor) -> torch.Tensor:
+        """(blocks, B, 4, h) of diffusion steps (B,), raw: 0 to 99."""
         time = self.time_mlp(sinusoidal_embedding(timestep, self.config.width))
-        return [block.modulation(time) for block in self.blocks]
+        return torch.stack([block.modulation(time) for block in self.blocks])
 
     # -- tokens ------------------------------------------------------------------------------------------------------
 
@@ -286,13 +304,13 @@ class ActionExpert(nn.Module):
         action = state_to_action(states, robot.world_from_ee[:, None], robot.world_from_ref[:, None])
         return action.transpose(1, 2)
 
-    def _add_identity(self, tokens: torch.Tensor, first_step: int) -> torch.Tensor:
-        """Add which arm, and if configured which step, to tokens (B, Nee, T, h)."""
-        tokens = tokens + self.arm_embedding[:, : tokens.shape[1]]
+    def _identity(self, arms: int, first_step: int, steps: int) -> torch.Tensor:
+        """Which arm, and if configured which step, tokens are: (1, arms, 1 or steps, h)."""
+        identity = self.arm_embedding[:, :arms]
         if self.config.action_step_embedding:
-            index = torch.arange(first_step, first_step + tokens.shape[2], device=tokens.device)
-            tokens = tokens + sinusoidal_embedding(index, self.config.width)
-        return tokens
+            index = torch.arange(first_step, first_step + steps, device=identity.device)
+            identity = identity + sinusoidal_embedding(index, self.config.width)
+        return identity
 
     def _encodings(
         self, features: VLMFeatures, robot: RobotState

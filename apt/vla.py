@@ -91,18 +91,20 @@ class VLA(nn.Module):
         noise: torch.Tensor | None = None,
         steps: int | None = None,
         generator: torch.Generator | None = None,
+        sampler: str = "ddim",
     ) -> torch.Tensor:
         """Sampled future states (B, Ta, Nee, 17) in the world frame.
 
         Args:
             noise: (B, Nee, Ta, 10) to denoise from; None: drawn from ``generator``.
             steps: denoising steps; None: 20.
+            sampler: see :meth:`apt.diffusion.Diffusion.schedule`.
         """
         robot = robot_state(observation)
         if noise is None:
             shape = (*robot.valid_ee.shape, self.config.num_future, ACTION_DIM)
             noise = torch.randn(shape, device=robot.history.device, generator=generator)
-        return self.expert.predict(self.vlm(observation), robot, noise, steps)
+        return self.expert.predict(self.vlm(observation), robot, noise, steps, sampler)
 
     def bare_parameters(self) -> list[nn.Parameter]:
         """Parameters that a forward pass reads otherwise than by calling the layer that owns them.

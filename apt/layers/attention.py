@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -10,42 +12,49 @@ from apt.layers.norms import RMSNorm
 from apt.layers.positions import PoseEncoding, RotaryEncoding
 
 
+@dataclass
+class AttentionMask:
+    """Which keys each query may attend to, in the form the kernels want: made once, used by every layer."""
+
+    bias: torch.Tensor  # (B, 1, Lq, Lk), 0 or -inf
+    sees_something: torch.Tensor  # (B, Lq, 1, 1), 1 or 0
+
+    @classmethod
+    def of(cls, mask: torch.Tensor, dtype: torch.dtype) -> "AttentionMask":
+        """From (B, Lq, Lk) bool, True = may attend, for queries of ``dtype``."""
+        sees_something = mask.any(-1, keepdim=True)
+        # Older kernels answer NaN for a query that may see nothing: let it see everything, then zero its output.
+        hidden = ~mask & sees_something
+        batch, queries, keys = mask.shape
+        # Rows aligned to 8 elements, which memory-efficient kernels would otherwise copy them into at every call.
+        bias = torch.zeros(batch, 1, queries, -(-keys // 8) * 8, dtype=dtype, device=mask.device)[..., :keys]
+        bias.masked_fill_(hidden.unsqueeze(1), float("-inf"))
+        return cls(bias, sees_something.unsqueeze(-1).to(dtype))
+
+
 def attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None, backend: str = "sdpa"
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: AttentionMask | None = None, backend: str = "sdpa"
 ) -> torch.Tensor:
     """Scaled dot-product attention; a query that may attend to nothing gets 0.
 
     Args:
         q: (B, Lq, heads, d); k, v: (B, Lk, heads, d).
-        mask: broadcastable to (B, Lq, Lk) bool, True = may attend; None = everything.
+        mask: None = everything may be attended to.
         backend: one of ``apt.policy_config.ATTENTION_BACKENDS``.
     Returns:
         (B, Lq, heads, d)
     """
-    if mask is not None:
-        # Older kernels answer NaN for a query that may see nothing: let it see everything, then zero its output.
-        sees_something = mask.any(-1, keepdim=True)
-        mask = mask | ~sees_something
+    bias = None if mask is None else mask.bias
     if backend == "xformers":
-        out = _xformers_attention(q, k, v, mask)
+        from xformers.ops import memory_efficient_attention
+
+        out = memory_efficient_attention(
+            q, k, v, attn_bias=None if bias is None else bias.expand(-1, q.shape[2], -1, -1)
+        )
     else:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v, None if mask is None else mask.unsqueeze(1)).transpose(1, 2)
-    return out if mask is None else out * sees_something.unsqueeze(-1).to(out.dtype)
-
-
-def _xformers_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    from xformers.ops import memory_efficient_attention
-
-    bias = None
-    if mask is not None:
-        batch, queries, heads, _ = q.shape
-        keys = k.shape[1]
-        padded = (keys + 7) // 8 * 8  # xformers wants the bias' rows aligned to 8 elements
-        bias = q.new_zeros(batch, 1, queries, padded)[..., :keys]
-        bias.masked_fill_(~mask.unsqueeze(1), float("-inf"))
-        bias = bias.expand(batch, heads, queries, keys)
-    return memory_efficient_attention(q, k, v, attn_bias=bias)
+        out = F.scaled_dot_product_attention(q, k, v, bias).transpose(1, 2)
+    return out if mask is None else out * mask.sees_something
 
 
 class SelfAttention(nn.Module):
@@ -86,7 +95,7 @@ class SelfAttention(nn.Module):
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        mask: torch.Tensor | None,
+        mask: AttentionMask | None,
         encoding: RotaryEncoding | PoseEncoding,
     ) -> torch.Tensor:
         """(B, Lq, h), after the output projection; ``encoding`` is the queries'."""

@@ -29,7 +29,11 @@ class ModulatedRMSNorm(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
-    def forward(self, x: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
-        """``x`` (B, A, h); ``modulation`` (B, 2h), this norm's ``self.modulation`` of the time embedding."""
-        scale, shift = modulation.float().unsqueeze(1).chunk(2, dim=-1)
-        return torch.addcmul(shift, F.rms_norm(x.float(), (x.shape[-1],), eps=RMS_EPS), 1 + scale)
+    def factor_and_offset(self, time: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """``1 + scale`` and ``shift``, (B, h) each, of the time embedding (B, h)."""
+        scale, shift = self.modulation(time).float().chunk(2, dim=-1)
+        return 1 + scale, shift
+
+    def forward(self, x: torch.Tensor, factor: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+        """``x`` (B, A, h); ``factor``, ``offset`` (B, 1, h) or (1, 1, h) from :meth:`factor_and_offset`."""
+        return torch.addcmul(offset, F.rms_norm(x.float(), (x.shape[-1],), eps=RMS_EPS), factor)

@@ -42,7 +42,8 @@ def rotation_from_quaternion(wxyz: torch.Tensor) -> torch.Tensor:
 def make_transform(rotation: torch.Tensor, translation: torch.Tensor) -> torch.Tensor:
     """(..., 4, 4) from (..., 3, 3) and (..., 3)."""
     top = torch.cat([rotation, translation.unsqueeze(-1)], dim=-1)
-    bottom = top.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(*top.shape[:-2], 1, 4)
+    bottom = torch.zeros_like(top[..., :1, :])
+    bottom[..., 3] = 1.0  # made on the device: a constant from the host would wait for it
     return torch.cat([top, bottom], dim=-2)
 
 

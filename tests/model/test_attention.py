@@ -7,7 +7,7 @@ import importlib.util
 import pytest
 import torch
 
-from apt.layers.attention import attention
+from apt.layers.attention import AttentionMask, attention
 from apt.layers.positions import PoseEncoding, RotaryEncoding
 from apt.layers.rotations import invert_transform
 from apt.policy_config import check_attention_backend
@@ -22,7 +22,7 @@ def test_a_query_that_may_see_nothing_gets_zero_and_a_finite_gradient():
     q, k, v = (x.requires_grad_() for x in qkv(torch.Generator().manual_seed(0)))
     mask = torch.ones(2, 6, 6, dtype=torch.bool)
     mask[0, 2] = False
-    out = attention(q, k, v, mask)
+    out = attention(q, k, v, AttentionMask.of(mask, q.dtype))
     assert (out[0, 2] == 0).all() and (out[0, 1] != 0).any()
     out.sum().backward()
     assert all(torch.isfinite(x.grad).all() for x in (q, k, v))
@@ -30,12 +30,12 @@ def test_a_query_that_may_see_nothing_gets_zero_and_a_finite_gradient():
 
 def test_masked_keys_do_not_matter():
     q, k, v = qkv(torch.Generator().manual_seed(0))
-    mask = torch.rand(2, 1, 6, generator=torch.Generator().manual_seed(1)) < 0.6
+    mask = torch.rand(2, 1, 6, generator=torch.Generator().manual_seed(1)).expand(2, 6, 6) < 0.6
     mask[..., 0] = True
-    before = attention(q, k, v, mask)
+    before = attention(q, k, v, AttentionMask.of(mask, q.dtype))
     hidden = ~mask[:, 0]
     k[hidden], v[hidden] = 100.0, -100.0
-    assert torch.equal(before, attention(q, k, v, mask))
+    assert torch.equal(before, attention(q, k, v, AttentionMask.of(mask, q.dtype)))
 
 
 def attend(encoding, generator: torch.Generator) -> torch.Tensor:
@@ -81,4 +81,5 @@ def test_xformers_equals_sdpa():
     pytest.importorskip("xformers")
     q, k, v = (x.cuda() for x in qkv(torch.Generator().manual_seed(0)))
     mask = torch.rand(2, 6, 6, generator=torch.Generator().manual_seed(1)).cuda() < 0.5
+    mask = AttentionMask.of(mask, q.dtype)
     torch.testing.assert_close(attention(q, k, v, mask, "xformers"), attention(q, k, v, mask), atol=1e-4, rtol=1e-4)

@@ -1,0 +1,111 @@
+"""What denoising is given: all that depends neither on the noisy action nor on the diffusion time."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+
+from apt.experts.base import RobotState
+from apt.layers.attention import AttentionMask
+from apt.layers.positions import PoseEncoding, RotaryEncoding
+
+Encoding = RotaryEncoding | PoseEncoding
+
+
+@dataclass
+class KeysValues:
+    """A block's keys and values of the VL tokens, (B, L, heads, d) each."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def joined(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """With those of action tokens (B, A, heads, d) behind them: (B, L + A, heads, d)."""
+        return torch.cat([self.keys, k], dim=1), torch.cat([self.values, v], dim=1)
+
+    def with_room(self, tokens: int) -> "KeysValuesBuffer":
+        """The same with room for ``tokens`` action tokens, which every call of ``joined`` writes over."""
+        batch, length, heads, width = self.keys.shape
+        both = self.keys.new_empty(2, batch, length + tokens, heads, width)
+        both[0, :, :length], both[1, :, :length] = self.keys, self.values
+        return KeysValuesBuffer(both[0], both[1], length)
+
+
+@dataclass
+class KeysValuesBuffer:
+    """As :class:`KeysValues`, (B, L + A, heads, d) each, for sampling: nothing is copied but the action tokens'."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    length: int
+
+    def joined(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.keys[:, self.length :] = k
+        self.values[:, self.length :] = v
+        return self.keys, self.values
+
+
+@dataclass
+class Context:
+    """The VL tokens as action tokens see them, and what of the action tokens is known beforehand."""
+
+    keys_values: list[KeysValues | KeysValuesBuffer]  # per block
+    masks: list[AttentionMask]  # per block, of action queries: (B, 1, A, L + A)
+    encodings: list[Encoding]  # per block, of action tokens
+    history: torch.Tensor  # (B, Nee, Th, h), history tokens
+    future_identity: torch.Tensor  # (1, Nee, 1 or Ta, h), which arm and step a future token is
+    ref_from_ee_position: torch.Tensor  # (B, Nee, 1, 3)
+
+    def repeat_interleave(self, times: int) -> "Context":
+        """For ``times`` noisy actions per sample, side by side: every B becomes B * times."""
+        if times == 1:
+            return self
+        repeated = {
+            field.name: _repeat_interleave(getattr(self, field.name), times)
+            for field in dataclasses.fields(self)
+            if field.name != "future_identity"  # the same for every sample
+        }
+        return dataclasses.replace(self, **repeated)
+
+    def with_buffers(self) -> "Context":
+        """For sampling, where the same keys and values meet those of new action tokens at every step."""
+        tokens = self.masks[0].bias.shape[2]
+        return dataclasses.replace(self, keys_values=[block.with_room(tokens) for block in self.keys_values])
+
+
+@dataclass
+class Prefix:
+    """A query up to the denoising loop."""
+
+    context: Context
+    robot: RobotState  # re-centred
+    world_from_centred: torch.Tensor  # (B, 4, 4)
+
+
+@dataclass
+class SamplingRun:
+    """A schedule and everything that follows from it and the weights alone; made once, on the device."""
+
+    modulations: torch.Tensor  # (steps, blocks, 1, 4, h), see ``ActionExpert.modulations``
+    coefficients: torch.Tensor  # (steps, 5), see ``apt.diffusion.Schedule``
+
+    def __len__(self) -> int:
+        return len(self.coefficients)
+
+
+def _repeat_interleave(value, times: int):
+    if isinstance(value, torch.Tensor):
+        return value.repeat_interleave(times, 0)
+    if isinstance(value, list):
+        # Blocks share masks and encodings: what is shared is repeated once.
+        repeated = {id(item): _repeat_interleave(item, times) for item in value}
+        return [repeated[id(item)] for item in value]
+    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return type(value)(**{name: _repeat_interleave(item, times) for name, item in fields.items()})
+
+
+def repeat_robot(robot: RobotState, times: int) -> RobotState:
+    """Every sample's state ``times`` times, side by side."""
+    return robot if times == 1 else _repeat_interleave(robot, times)
