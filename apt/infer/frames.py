@@ -12,6 +12,8 @@ from data_utils.config import DataConfig
 from data_utils.h5io import Episode
 from data_utils.observation import CameraFrame
 
+ENCODINGS = ("rgb", "bgr", "compress")
+
 
 @dataclass(frozen=True)
 class RobotFrame:
@@ -46,7 +48,7 @@ def parse_arms(obs_frame: dict[str, Any], config: DataConfig) -> tuple[np.ndarra
     pose = _array(obs_frame, "ee_pose")
     pose = pose[None] if pose.ndim == 2 else pose
     gripper = np.atleast_1d(_array(obs_frame, "gripper"))
-    arms = len(pose)
+    arms = len(pose) if pose.ndim else 0
     if pose.shape[1:] != (4, 4) or not 1 <= arms <= config.num_arms:
         raise ValueError(f"ee_pose has shape {pose.shape}; wanted (Nee, 4, 4) with Nee from 1 to {config.num_arms}")
     if gripper.shape != (arms,):
@@ -110,7 +112,10 @@ def parse_camera(name: str, value: Any) -> CameraFrame:
         )
     mask = data.get("seg")
     if mask is not None:
-        mask = np.asarray(mask).astype(bool)
+        try:
+            mask = np.asarray(mask).astype(bool)
+        except ValueError as error:
+            raise ValueError(f"{where}data.seg is no mask: {error}") from error
         if mask.shape != (height, width):
             raise ValueError(f"{where}data.seg has shape {mask.shape}; wanted ({height}, {width})")
     return CameraFrame(color, K.astype(np.float32), pose.astype(np.float32), mask)
@@ -120,12 +125,14 @@ def _color(name: str, value: Any, encoding: str) -> np.ndarray:
     if value is None:
         raise ValueError(f"{name} is missing from the frame")
     if encoding == "compress":
+        if not isinstance(value, (bytes, bytearray, np.ndarray)) or len(value) == 0:
+            raise ValueError(f"{name} is a {type(value).__name__}; wanted the bytes of a JPEG image")
         decoded = cv2.imdecode(np.frombuffer(value, np.uint8), cv2.IMREAD_COLOR)
         if decoded is None:
             raise ValueError(f"{name} does not decode as a JPEG image")
         return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
-    if encoding not in ("rgb", "bgr"):
-        raise ValueError(f"{name} has encoding {encoding!r}; wanted 'rgb', 'bgr' or 'compress'")
+    if encoding not in ENCODINGS:
+        raise ValueError(f"{name} has encoding {encoding!r}; wanted one of {', '.join(ENCODINGS)}")
     image = np.asarray(value)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"{name} is {image.dtype} of shape {image.shape}; wanted uint8 (H, W, 3)")
