@@ -4,31 +4,29 @@ from __future__ import annotations
 
 import fcntl
 import json
-import multiprocessing
 import os
-import signal
 import sys
-import threading
 import traceback
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Protocol
 
 from tqdm import tqdm
 
 from data_utils.convert.videos import decord_refuses, with_own_videos
+from data_utils.differences import describe_differences
 from data_utils.errors import DataError
 from data_utils.h5io import EpisodeData, write_episode
+from data_utils.worker_process import WorkerDied, WorkerProcess
 
 RECORD = "conversion.json"
 LOCK = ".conversion.lock"
 SUFFIX = ".h5"
 WORKER_DIED = "worker died"
 UNEXPECTED = "unexpected error"
-SHOWN_DIFFERENCES = 5
 
 
 @dataclass(frozen=True)
@@ -76,11 +74,14 @@ class _Converted:
 
 @dataclass(frozen=True)
 class _Task:
-    """What every worker is told once."""
+    """What a worker does with every job."""
 
     converter: Converter
     out: Path
     copy_videos: bool
+
+    def __call__(self, job: Job) -> _Converted | Skipped | Failure:
+        return _convert_one(self, job)
 
 
 @dataclass
@@ -193,36 +194,14 @@ def _check_settings(out: Path, settings: dict) -> set[str]:
     except (ValueError, KeyError, TypeError) as error:
         what = f"is not the record of a conversion ({error}); remove it, or name another --out"
         raise DataError(f"{record}: {what}", "location") from error
-    differing = list(_differences(begun, settings, ""))
+    differing = describe_differences(begun, settings)
     if not differing:
         return refused
     # A conversion that was killed has not recorded its episodes: the files count too.
     if not recorded and not any(out.rglob(f"*{SUFFIX}")):
         return set()
-    more = f"; and {len(differing) - SHOWN_DIFFERENCES} more" if len(differing) > SHOWN_DIFFERENCES else ""
-    listed = "; ".join(differing[:SHOWN_DIFFERENCES]) + more
-    what = f"holds episodes of other settings ({listed}); name another --out, or remove that folder"
+    what = f"holds episodes of other settings ({differing}); name another --out, or remove that folder"
     raise DataError(f"{out}: {what}", "location")
-
-
-def _differences(old: object, new: object, where: str) -> Iterator[str]:
-    """``path: old -> new`` for every innermost value that differs between two JSON values."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in sorted({*old, *new}):
-            yield from _differences(old.get(name), new.get(name), f"{where}.{name}".lstrip("."))
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        for index, (one, other) in enumerate(zip(old, new, strict=True)):
-            yield from _differences(one, other, f"{where}[{index}]")
-    elif old != new:
-        texts = [value if isinstance(value, str) else json.dumps(value) for value in (old, new)]
-        begin = max(0, len(os.path.commonprefix(texts)) - 20)  # long values are cut around their first difference
-        yield f"{where}: {' -> '.join(_shown(text, begin) for text in texts)}"
-
-
-def _shown(text: str, begin: int) -> str:
-    if len(text) <= 100:
-        return text
-    return f"{'...' if begin else ''}{text[begin : begin + 100]}{'...' if len(text) > begin + 100 else ''}"
 
 
 def _remove_temporaries(out: Path) -> None:
@@ -236,25 +215,28 @@ def _remove_temporaries(out: Path) -> None:
 
 def _convert_all(task: _Task, jobs: list[Job], count: int, summary: Summary) -> None:
     pending = deque(jobs)
-    pool: list[_Worker] = []
+    pool: list[WorkerProcess] = []
     # On a terminal a moving bar, in a log file a line now and then.
     interval = 0.1 if sys.stderr.isatty() else 30.0
     bar = tqdm(total=summary.episodes, initial=summary.already_there, unit="episode", mininterval=interval)
     try:
-        pool += [_Worker(task) for _ in range(count)]
+        pool += [WorkerProcess(task) for _ in range(count)]
         while pool:
             for connection in wait([worker.connection for worker in pool]):
                 worker = next(item for item in pool if item.connection is connection)
                 finished = worker.job
-                outcome = worker.outcome()
+                try:
+                    outcome = worker.outcome()
+                except WorkerDied as death:
+                    pool.remove(worker)
+                    lost = Failure(finished.name, WORKER_DIED, f"the worker process {death} while converting it")
+                    _account(finished, lost, summary, bar)
+                    if pending:
+                        pool.append(WorkerProcess(task))
+                    continue
                 if finished is not None:
                     _account(finished, outcome, summary, bar)
-                if worker.is_dead:
-                    pool.remove(worker)
-                    if pending:
-                        worker = _Worker(task)
-                        pool.append(worker)
-                elif pending:
+                if pending:
                     worker.give(pending.popleft())
                 else:
                     worker.give(None)
@@ -262,8 +244,7 @@ def _convert_all(task: _Task, jobs: list[Job], count: int, summary: Summary) -> 
     finally:
         bar.close()
         for worker in pool:
-            worker.process.kill()
-            worker.process.join()
+            worker.kill()
 
 
 def _account(job: Job, outcome: _Converted | Skipped | Failure, summary: Summary, bar: tqdm) -> None:
@@ -279,66 +260,7 @@ def _account(job: Job, outcome: _Converted | Skipped | Failure, summary: Summary
     bar.set_postfix(converted=summary.converted, skipped=len(summary.skipped), failed=len(summary.failed))
 
 
-class _Worker:
-    """A worker process as its parent sees it: ready without a job at first, then with one job at a time."""
-
-    def __init__(self, task: _Task) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(task, theirs), daemon=True)
-        # Inherited by the process: the parent alone decides what a Ctrl-C means.
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            self.process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        theirs.close()  # so that the pipe ends with the process
-        self.job: Job | None = None
-        self.is_dead = False
-
-    def give(self, job: Job | None) -> None:
-        """The next job; None ends the process."""
-        self.job = job
-        try:
-            self.connection.send(job)
-        except OSError:
-            pass  # it died meanwhile: the pipe's end says so
-
-    def outcome(self) -> _Converted | Skipped | Failure | None:
-        """Of the job given last, None before the first; a dead process is a :class:`Failure` of its job."""
-        try:
-            outcome = self.connection.recv()
-        except (EOFError, OSError):
-            self.is_dead = True
-            self.process.join()
-            how = _ending(self.process.exitcode)
-            if self.job is None:
-                raise RuntimeError(f"a worker process {how} before its first episode; see its message above") from None
-            return Failure(self.job.name, WORKER_DIED, f"the worker process {how} while converting it")
-        return outcome
-
-
-def _ending(code: int | None) -> str:
-    if code is not None and code < 0:
-        name = signal.Signals(-code).name
-        return f"was killed by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}"
-    return f"ended with exit code {code}"
-
-
 # -- the worker's side --------------------------------------------------------------------------------------------
-
-
-def _work(task: _Task, connection: Connection) -> None:
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    connection.send(None)  # ready
-    while (job := connection.recv()) is not None:
-        connection.send(_convert_one(task, job))
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent was killed must not go on writing beside the next conversion."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 def _convert_one(task: _Task, job: Job) -> _Converted | Skipped | Failure:
