@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -85,6 +84,9 @@ class Policy(ABC):
     def plan(self, env: LiberoEnv) -> Plan | None:
         """What to do from now on; None where the policy has nothing more to do, which ends the episode."""
 
+    def observe(self, env: LiberoEnv) -> None:  # noqa: B027 (most look at queries alone)
+        """Called before every step at which no plan is asked for, for policies that look back."""
+
     def close(self) -> None:  # noqa: B027 (most have nothing to close)
         """No more episodes follow."""
 
@@ -98,10 +100,6 @@ class EpisodeResult:
     """Plans that were made."""
     ee_path: np.ndarray
     """(steps + 1, 3), the end-effector's positions in the world."""
-    seconds: float
-    """Wall time, reset included."""
-    policy_seconds: float
-    """Of these, in :meth:`Policy.begin` and :meth:`Policy.plan`."""
 
 
 def stored_start(task: LiberoTask, number: int) -> Start:
@@ -146,27 +144,20 @@ def run_episode(
     if max_steps < 1 or execute_steps < 1:
         raise ValueError(f"max_steps is {max_steps} and execute_steps {execute_steps}; both must be at least 1")
     succeeded = succeeded or type(env).success
-    started, deciding, queries = time.perf_counter(), 0.0, 0
     begin_at(env, policy.start(env.task, key), key.derived_seed("scene"))
     path = [env.world_from_ee[:3, 3]]
-    before = time.perf_counter()
     policy.begin(env, instruction, key)
-    deciding += time.perf_counter() - before
-    success = False
-    while env.time < max_steps and not success:
-        before = time.perf_counter()
-        plan = policy.plan(env)
-        deciding += time.perf_counter() - before
-        if plan is None:
-            break
+    success, queries = False, 0
+    while env.time < max_steps and not success and (plan := policy.plan(env)) is not None:
         queries += 1
-        for pose, openness in zip(plan.poses[:execute_steps], plan.openness[:execute_steps], strict=True):
+        for step, (pose, openness) in enumerate(zip(plan.poses, plan.openness, strict=True)):
+            if step == execute_steps or success or env.time >= max_steps:
+                break
+            if step > 0:
+                policy.observe(env)
             if on_step is not None:
                 on_step(plan)
             env.step(libero_action(pose, float(openness), env.world_from_ee))
             path.append(env.world_from_ee[:3, 3])
             success = succeeded(env)
-            if success or env.time >= max_steps:
-                break
-    seconds = time.perf_counter() - started
-    return EpisodeResult(success, env.time, queries, np.array(path), seconds, deciding)
+    return EpisodeResult(success, env.time, queries, np.array(path))

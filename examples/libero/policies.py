@@ -1,0 +1,89 @@
+"""Who can decide in an episode, by name: the trained model, the expert, a recording, chance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from examples.control import MAX_TRANSLATION
+from examples.libero.rollout import EpisodeKey, Plan, Policy
+
+if TYPE_CHECKING:
+    from examples.libero.simulator import LiberoEnv
+
+
+class PolicyError(RuntimeError):
+    """A policy that cannot be had, or does not suit LIBERO; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """What it takes to make a policy in another process."""
+
+    name: str = "model"
+    """A key of :data:`POLICIES`."""
+    controller_name: str = "control"
+    """Of the policy service, with the name server's address."""
+    controller_host: str = "localhost"
+    controller_port: int = 9091
+    ckpt: Path | None = None
+    """A checkpoint to plan with in the simulator's process; None: the service plans."""
+    device: str = "cpu"
+    ensemble: int = 4
+    ema: bool = False
+    denoising_steps: int | None = None
+    demos: Path | None = None
+    """Folder of recorded episodes."""
+
+
+class RandomPolicy(Policy):
+    """Wanders: targets up to one action away, approached for some steps, gripper at random. The floor of any score."""
+
+    hold_steps = 5
+
+    def begin(self, env: LiberoEnv, instruction: str, episode: EpisodeKey) -> None:
+        self._rng = np.random.default_rng(episode.derived_seed("policy"))
+
+    def plan(self, env: LiberoEnv) -> Plan:
+        target = env.world_from_ee
+        target[:3, 3] += self._rng.uniform(-MAX_TRANSLATION, MAX_TRANSLATION, 3)
+        poses = np.repeat(target[None], self.hold_steps, axis=0)
+        return Plan(poses, np.full(self.hold_steps, float(self._rng.integers(2))))
+
+
+def _model(settings: PolicySettings) -> Policy:
+    from examples.libero.model_policy import ModelPolicy, open_planner
+
+    return ModelPolicy(*open_planner(settings))
+
+
+def _expert(settings: PolicySettings) -> Policy:
+    from examples.libero.expert import ScriptedExpert
+
+    return ScriptedExpert()
+
+
+def _replay(settings: PolicySettings) -> Policy:
+    from examples.libero.replay_policy import ReplayPolicy
+
+    return ReplayPolicy(settings.demos)
+
+
+# Each imports what it needs when it is asked for: a service's client wants no torch, chance no connection.
+POLICIES: dict[str, Callable[[PolicySettings], Policy]] = {
+    "model": _model,
+    "expert": _expert,
+    "replay": _replay,
+    "random": lambda settings: RandomPolicy(),
+}
+
+
+def make_policy(settings: PolicySettings) -> Policy:
+    """Raises ``PolicyError`` for an unknown name, or where what it needs is not there."""
+    if settings.name not in POLICIES:
+        raise PolicyError(f"there is no policy {settings.name!r}; there are {', '.join(POLICIES)}")
+    return POLICIES[settings.name](settings)
