@@ -1,0 +1,220 @@
+"""Messages on a socket, in Pyro4's frame: its 24-byte header, then a payload that only this package reads.
+
+The frame is Pyro4's so that its daemon, its ping and its proxies recognise one another's messages and refuse what they
+do not accept by name. Pyro4's serialisers are not used: a payload is a prelude (the shared segment that its arrays lie
+in) and a tree as ``codec`` writes it, marked by a serialiser number of our own.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+import serpent
+from Pyro4 import constants, message, socketutil
+from Pyro4.configuration import config
+
+from .errors import MalformedMessage
+
+#: of the handshake and everything behind it; a peer with another one is refused
+PROTOCOL_VERSION = 1
+SERIALIZER_ID = 0x4150
+SERPENT_ID = 1
+#: bytes of one message with its arrays, unless the server is told otherwise
+MAX_MESSAGE_BYTES = 1 << 28
+#: a peer that began a message must complete it within so many seconds
+BODY_TIMEOUT_S = 30.0
+
+_HEADER = struct.Struct(message.Message.header_format)
+_JOIN_BELOW = 1 << 16
+_RECV_WHOLE_BELOW = 1 << 18
+_MAX_PARTS = 512  # the kernel takes 1024 buffers at once
+
+
+class PeerGone(Exception):
+    """The other side closed the connection, or it broke."""
+
+
+class TimedOut(Exception):
+    """The deadline passed."""
+
+
+class Frame(NamedTuple):
+    """One message. ``data``: bytes, or a read-only memoryview for a long one."""
+
+    type: int
+    flags: int
+    seq: int
+    serializer: int
+    data: Any
+
+
+def connect(host: str, port: int, timeout: float) -> socket.socket:
+    """A connected TCP socket (with TLS if Pyro4 is configured for it). Raises OSError."""
+    sock = socket.create_connection((host, port), timeout=timeout)
+    if config.SSL:
+        context = socketutil.getSSLcontext(
+            clientcert=config.SSL_CLIENTCERT,
+            clientkey=config.SSL_CLIENTKEY,
+            keypassword=config.SSL_CLIENTKEYPASSWD,
+            cacerts=config.SSL_CACERTS,
+        )
+        sock = context.wrap_socket(sock, server_side=False, server_hostname=host)
+    tune(sock)
+    return sock
+
+
+def tune(sock: socket.socket) -> None:
+    """Send at once, and notice a peer whose machine vanished."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def send(
+    sock: socket.socket,
+    kind: int,
+    parts: list[Any],
+    seq: int = 0,
+    flags: int = 0,
+    serializer: int = SERIALIZER_ID,
+    deadline: float | None = None,
+) -> int:
+    """Send one message made of ``parts``; how many bytes it was. Raises PeerGone or TimedOut."""
+    size = sum(len(part) for part in parts)
+    if size >= 1 << 31:
+        raise ValueError(f"a message of {size} bytes; Pyro4's frame ends at 2 GiB")
+    checksum = kind + constants.PROTOCOL_VERSION + size + serializer + flags + seq + message.Message.checksum_magic
+    header = _HEADER.pack(
+        b"PYRO", constants.PROTOCOL_VERSION, kind, flags, seq, size, serializer, 0, 0, checksum & 0xFFFF
+    )
+    try:
+        if size < _JOIN_BELOW or not hasattr(sock, "sendmsg"):
+            _limit(sock, deadline)
+            sock.sendall(b"".join([header, *parts]))
+        else:
+            _send_gathered(sock, [memoryview(part) for part in (header, *parts) if len(part)], deadline)
+    except socket.timeout:
+        raise TimedOut from None
+    except OSError as error:
+        raise PeerGone(str(error)) from None
+    return size + len(header)
+
+
+def _send_gathered(sock: socket.socket, views: list[memoryview], deadline: float | None) -> None:
+    """Send without joining: large arrays go from where they lie."""
+    first = 0
+    while first < len(views):
+        _limit(sock, deadline)
+        try:
+            sent = sock.sendmsg(views[first : first + _MAX_PARTS])
+        except NotImplementedError:  # TLS sockets have the method but refuse it
+            sock.sendall(b"".join(views[first:]))
+            return
+        while sent:
+            if sent >= len(views[first]):
+                sent -= len(views[first])
+                first += 1
+            else:
+                views[first] = views[first][sent:]
+                sent = 0
+
+
+def receive(
+    sock: socket.socket, max_bytes: int, deadline: float | None = None, body_s: float = BODY_TIMEOUT_S
+) -> Frame:
+    """The next message. Waits for it until the deadline (None: for ever), and for its rest ``body_s`` at most.
+
+    Raises PeerGone, TimedOut, or MalformedMessage for what is not a Pyro4 frame or is longer than ``max_bytes``, upon
+    which the connection is of no more use."""
+    try:
+        header = _receive_exactly(sock, _HEADER.size, deadline)
+        tag, version, kind, flags, seq, size, serializer, annotations, _, checksum = _HEADER.unpack(header)
+        if tag != b"PYRO" or version != constants.PROTOCOL_VERSION:
+            raise MalformedMessage("not a Pyro4 message")
+        total = kind + version + size + annotations + flags + serializer + seq + message.Message.checksum_magic
+        if checksum != total & 0xFFFF or size < 0:
+            raise MalformedMessage("a Pyro4 header whose checksum is wrong")
+        if size > max_bytes:
+            raise MalformedMessage(f"a message of {size} bytes; at most {max_bytes} are accepted")
+        body = time.monotonic() + body_s
+        deadline = body if deadline is None else min(deadline, body)
+        if annotations:
+            _receive_exactly(sock, annotations, deadline)  # an ordinary Pyro4 peer's; nothing here needs them
+        return Frame(kind, flags, seq, serializer, _receive_exactly(sock, size, deadline))
+    except socket.timeout:
+        raise TimedOut from None
+    except OSError as error:
+        raise PeerGone(str(error)) from None
+
+
+def _receive_exactly(sock: socket.socket, size: int, deadline: float | None) -> Any:
+    if size == 0:
+        return b""
+    _limit(sock, deadline)
+    if size < _RECV_WHOLE_BELOW:
+        data = sock.recv(size)
+        if len(data) == size:
+            return data
+        if not data:
+            raise PeerGone("closed by the other side")
+    else:
+        data = b""
+    # Memory that numpy has not touched is not yet taken: a header that promises much costs nothing.
+    whole = np.empty(size, np.uint8)
+    view = memoryview(whole)
+    view[: len(data)] = data
+    at = len(data)
+    while at < size:
+        _limit(sock, deadline)
+        count = sock.recv_into(view[at:])
+        if count == 0:
+            raise PeerGone("closed by the other side in the middle of a message")
+        at += count
+    whole.flags.writeable = False
+    return memoryview(whole)
+
+
+def _limit(sock: socket.socket, deadline: float | None) -> None:
+    if deadline is None:
+        sock.settimeout(None)
+        return
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimedOut
+    sock.settimeout(left)
+
+
+def peer_closed(sock: socket.socket) -> bool:
+    """Whether the other side has gone, without reading what it may have sent. Known on Linux; elsewhere False."""
+    if not hasattr(select, "POLLRDHUP"):
+        return False
+    poll = select.poll()
+    try:
+        poll.register(sock, select.POLLRDHUP)
+    except ValueError:  # closed on this side
+        return True
+    return bool(poll.poll(0))
+
+
+def text_payload(text: str) -> bytes:
+    """A text that ordinary Pyro4 peers can read too: refusals are sent so."""
+    return serpent.dumps(text)
+
+
+def read_literal(frame: Frame) -> Any:
+    """What a serpent payload says: plain Python literals, never objects."""
+    if frame.serializer != SERPENT_ID:
+        raise MalformedMessage(f"a payload in serialiser {frame.serializer}; only serpent ({SERPENT_ID}) is read here")
+    if len(frame.data) > 1 << 20:
+        raise MalformedMessage(f"a text payload of {len(frame.data)} bytes")
+    try:
+        return serpent.loads(bytes(frame.data))
+    except Exception as error:  # whatever the parser makes of hostile text
+        raise MalformedMessage(f"a payload that is not serpent ({type(error).__name__})") from None
