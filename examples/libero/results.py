@@ -1,0 +1,217 @@
+"""A suite's results on disk: a CSV of outcomes and a JSON of what they depend on, whole at every moment.
+
+``<folder>/<model>.csv`` has rows ``task_id, episode_id, success, prompt`` in the order of tasks and episodes, whatever
+order they finish in, and a last row with the mean. ``<model>.json`` beside it has the settings, and what else is known
+of each episode. Both are replaced, never written into: a kill at any moment loses at most the episodes in flight.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import io
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_utils.differences import describe_differences
+
+COLUMNS = ("task_id", "episode_id", "success", "prompt")
+MEAN = "mean"
+
+
+class ResultsError(ValueError):
+    """Results that cannot be read or gone on with; the message is one line that says what to do."""
+
+
+@dataclass(frozen=True)
+class Row:
+    task_id: int
+    episode_id: int
+    success: bool
+    prompt: str
+
+    @property
+    def key(self) -> tuple[int, int]:
+        return self.task_id, self.episode_id
+
+
+class SuiteResults:
+    """Results of one model on one suite, gone on with where they are there already. A context manager.
+
+    Args:
+        folder: of the suite.
+        model: stem of the files.
+        settings: what the outcomes depend on (JSON-able); a continued run must have the same.
+        about: what else to write down.
+        conti: False: begin anew; files that are there are moved aside.
+    Raises:
+        ResultsError: the files are another run's: of other settings, damaged, or being written right now.
+    """
+
+    def __init__(
+        self, folder: Path, model: str, settings: Mapping[str, Any], about: Mapping[str, Any], conti: bool = True
+    ) -> None:
+        if not model or model != Path(model).name or model.startswith("."):
+            raise ResultsError(f"--model_name {model!r} cannot name a file; use letters, digits, - and _")
+        self.csv_file, self.json_file = folder / f"{model}.csv", folder / f"{model}.json"
+        self._settings, self._about = json.loads(json.dumps(settings)), dict(about)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = open(folder / f".{model}.lock", "w")
+        except OSError as error:
+            raise ResultsError(f"{folder}: cannot be written to ({error.strerror}); choose --save_root") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not conti:
+                self._move_aside()
+            self.rows, self._extras, self._seconds_before = self._read()
+        except BlockingIOError:
+            self._lock.close()
+            raise ResultsError(f"{self.csv_file}: another run is writing there; wait for it, or stop it") from None
+        except BaseException:
+            self._lock.close()
+            raise
+        self._opened = time.monotonic()
+
+    def __contains__(self, key: tuple[int, int]) -> bool:
+        return key in self.rows
+
+    def add(self, row: Row, **extras: Any) -> None:
+        """An episode's outcome, on disk when this returns, and what else is known of it (JSON-able)."""
+        self.rows[row.key] = row
+        self._extras[row.key] = extras
+        self.write()
+
+    def write(self) -> None:
+        # The JSON first: an episode counts once the CSV has it, and is run again until then.
+        _replace(self.json_file, json.dumps(self._record(), indent=1) + "\n")
+        _replace(self.csv_file, format_rows(self.rows))
+
+    def __enter__(self) -> "SuiteResults":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._lock.close()
+
+    def _record(self) -> dict[str, Any]:
+        episodes = [
+            {"task_id": key[0], "episode_id": key[1], **self._extras[key]} for key in sorted(self._extras.keys())
+        ]
+        return {
+            "settings": self._settings,
+            **self._about,
+            "episodes_done": len(self.rows),
+            "successes": sum(row.success for row in self.rows.values()),
+            "wall_seconds": round(self._seconds_before + time.monotonic() - self._opened, 1),
+            "episodes": episodes,
+        }
+
+    def _read(self) -> tuple[dict[tuple[int, int], Row], dict[tuple[int, int], dict], float]:
+        if not self.csv_file.exists():
+            return {}, {}, 0.0
+        rows, record = read_results(self.csv_file)
+        if differing := describe_differences(record["settings"], self._settings):
+            raise ResultsError(
+                f"{self.csv_file}: was begun with other settings ({differing}); use those, or begin anew: --no-conti"
+            )
+        extras = {
+            (episode.pop("task_id"), episode.pop("episode_id")): episode
+            for episode in map(dict, record.get("episodes", ()))
+        }
+        # Killed between the two files: the CSV lacks an episode that the JSON knows.
+        return rows, {key: value for key, value in extras.items() if key in rows}, record.get("wall_seconds", 0.0)
+
+    def _move_aside(self) -> None:
+        present = [path for path in (self.csv_file, self.json_file) if path.exists()]
+        number = 1
+        while any(_numbered(path, number).exists() for path in (self.csv_file, self.json_file)):
+            number += 1
+        for path in present:
+            path.rename(_numbered(path, number))
+
+
+def read_results(csv_file: Path) -> tuple[dict[tuple[int, int], Row], dict[str, Any]]:
+    """Outcomes by ``(task_id, episode_id)`` and the JSON record beside them.
+
+    A last line that is cut short, as a power failure may leave it, is left out.
+
+    Raises:
+        ResultsError: a file is missing or holds something else.
+    """
+    json_file = csv_file.with_suffix(".json")
+    try:
+        rows = _parsed(csv_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ResultsError(
+            f"{csv_file}: holds no results ({error}); move it away, or begin anew: --no-conti"
+        ) from error
+    try:
+        record = json.loads(json_file.read_text(encoding="utf-8"))
+        if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
+            raise ValueError("no settings in it")
+    except (OSError, ValueError) as error:
+        raise ResultsError(
+            f"{json_file}: does not tell the settings of {csv_file.name} ({error}); begin anew: --no-conti"
+        ) from error
+    return rows, record
+
+
+def format_rows(rows: Mapping[tuple[int, int], Row]) -> str:
+    """The CSV of these rows."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    ordered = [rows[key] for key in sorted(rows)]
+    for row in ordered:
+        writer.writerow([row.task_id, row.episode_id, int(row.success), " ".join(row.prompt.split())])
+    mean = sum(row.success for row in ordered) / len(ordered) if ordered else 0.0
+    writer.writerow([MEAN, len(ordered), f"{mean:.6f}", ""])
+    return text.getvalue()
+
+
+def _parsed(text: str) -> dict[tuple[int, int], Row]:
+    lines = text.split("\n")
+    torn = lines.pop() != ""  # nothing follows the last line's end
+    if lines[:1] != [",".join(COLUMNS)]:
+        if torn and not lines:
+            return {}  # cut within the header
+        raise ValueError(f"the first line is not {','.join(COLUMNS)}")
+    rows: dict[tuple[int, int], Row] = {}
+    for number, line in enumerate(lines[1:], 2):
+        if line.startswith(f"{MEAN},"):
+            continue
+        try:
+            (task, episode, success, prompt), *_ = csv.reader([line], strict=True)
+            row = Row(int(task), int(episode), {"0": False, "1": True}[success], prompt)
+        except (csv.Error, ValueError, KeyError):
+            raise ValueError(f"line {number} is not task_id,episode_id,success,prompt: {line[:60]!r}") from None
+        if row.key in rows:
+            raise ValueError(f"line {number}: task {row.task_id} episode {row.episode_id} a second time")
+        rows[row.key] = row
+    return rows
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file such that it is there whole or not at all, also after a power failure."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _numbered(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.stem}.before-{number}{path.suffix}")
+
+
+def result_files(paths: list[Path]) -> Iterator[Path]:
+    """The CSV files among files and folders, without those that were moved aside."""
+    for path in paths:
+        files = [path] if path.is_file() else sorted(path.rglob("*.csv"))
+        yield from (file for file in files if ".before-" not in file.name and file.with_suffix(".json").is_file())
