@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import cv2
 import numpy as np
+
+from data_utils.observation import CameraFrame
 
 # Matplotlib-like, RGB: predicted samples first, recorded in green.
 PREDICTED = (255, 64, 32)
 RECORDED = (40, 220, 60)
+ARM_COLORS = (PREDICTED, (60, 140, 255), (255, 200, 40), (200, 90, 255))
 _NEAR = 0.01  # metres in front of the camera, below which a point is not drawn
 _SUBPIXEL_BITS = 4
 
@@ -34,6 +39,7 @@ def draw_trajectory(
     positions: np.ndarray,
     openness: np.ndarray | None = None,
     color: tuple[int, int, int] = PREDICTED,
+    thickness: int | None = None,
 ) -> np.ndarray:
     """Draw one arm's path; a copy is returned.
 
@@ -45,6 +51,7 @@ def draw_trajectory(
         K: (3, 3); world_from_cam: (4, 4) OpenCV axes.
         positions: (T, 3) metres in the world.
         openness: (T,) in [0, 1].
+        thickness: of the line in pixels; None: by the image's width.
     """
     canvas = np.ascontiguousarray(image).copy()
     pixels, visible = project(np.asarray(positions, np.float64), K, world_from_cam)
@@ -52,7 +59,7 @@ def draw_trajectory(
     visible &= (np.abs(pixels) < 8 * max(height, width)).all(-1)  # OpenCV's fixed point overflows far outside
     fixed = np.round(np.where(visible[:, None], pixels, 0) * 2**_SUBPIXEL_BITS).astype(int)
     steps = len(fixed)
-    thickness = max(1, round(width / 130))
+    thickness = max(1, round(width / 130)) if thickness is None else thickness
     shades = [tuple(int(c * (0.35 + 0.65 * i / max(steps - 1, 1))) for c in color) for i in range(steps)]
     for i in range(steps - 1):
         if visible[i] and visible[i + 1]:
@@ -104,3 +111,28 @@ def draw_on_cameras(
             tile = draw_states(tile, enlarged_K, world_from_cam[camera], states, color)
         tiles.append(tile)
     return np.concatenate(tiles, axis=1)
+
+
+def draw_plan(cameras: Iterable[CameraFrame], poses: np.ndarray, openness: np.ndarray, height: int = 256) -> np.ndarray:
+    """Every sample and arm of a plan on every camera, side by side, (H, W, 3) uint8 RGB.
+
+    Each arm has a colour of its own. The first sample, which is the one to execute, is drawn last and thick, the others
+    thin. Images smaller than ``height`` are enlarged to about that, all tiles then brought to the first one's height.
+
+    Args:
+        cameras: images and where they were taken from.
+        poses: (S, T, Nee, 4, 4) ``world_from_ee``; openness: (S, T, Nee) in [0, 1].
+    """
+    tiles = []
+    for camera in cameras:
+        scale = max(1, round(height / camera.rgb.shape[0]))
+        tile, K = enlarge(camera.rgb, camera.K, scale)
+        for sample in reversed(range(len(poses))):
+            for arm in range(poses.shape[2]):
+                path, opening = poses[sample, :, arm, :3, 3], openness[sample, :, arm]
+                color = ARM_COLORS[arm % len(ARM_COLORS)]
+                tile = draw_trajectory(tile, K, camera.world_from_cam, path, opening, color, 1 if sample else None)
+        tiles.append(tile)
+    first = tiles[0].shape[0]
+    scaled = [cv2.resize(tile, (round(tile.shape[1] * first / tile.shape[0]), first)) for tile in tiles]
+    return np.concatenate(scaled, axis=1)

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from apt.checkpoint import CheckpointError, load_checkpoint, read_config
 from apt.configs import TrainConfig, train_config_from_dict
@@ -41,3 +42,15 @@ def load_policy(
         else:
             apply_shadow(model, content["ema"])
     return model.to(device).eval().requires_grad_(False), config
+
+
+def merge_adapters(model: nn.Module) -> None:
+    """Add peft's adapters into the layers they were injected in and put those in their place: same outputs, no
+    extra work per call. A model without adapters is left as it is."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapted = [(name, module) for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)]
+    for name, module in adapted:
+        module.merge()
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, module.get_base_layer())

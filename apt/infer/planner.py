@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
+import time
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,14 @@ import torch
 
 from apt.configs import ConfigError
 from apt.infer.frames import RobotFrame, parse_frame
-from apt.infer.loading import load_policy
+from apt.infer.plan import Plan, Timing
+from apt.infer.policy import Policy
+from apt.infer.realtime_chunking import Chunk, RealTimeChunking, guide_from_chunk
 from data_utils.collate import Collator
 from data_utils.config import DataConfig
 from data_utils.datasets import get_dataset_class
 from data_utils.observation import (
+    CameraFrame,
     StateTrack,
     future_times,
     history_times,
@@ -27,49 +30,114 @@ from data_utils.observation import (
     robot_from_policy_ee,
 )
 from data_utils.resample import nearest_index
-from infer_utils.draw_traj import draw_trajectory
+from data_utils.types import Sample
+from infer_utils.draw_traj import draw_plan
 from infer_utils.trajectory_ensembler import TrajectoryEnsembler
 
 _MOST_FRAMES = 512
 
 
 class TrajPlanner:
-    """Plans end-effector trajectories from the newest frames.
+    """Plans end-effector trajectories from the newest frames: one session on a policy.
 
     Thread-safe: one thread may add frames while another asks for actions. Frames go through the same code as training
-    samples (:func:`data_utils.observation.make_sample`).
+    samples (:func:`data_utils.observation.make_sample`). Sessions on one policy (:meth:`session`) are served one query
+    at a time, in the order of asking.
 
     Args:
         ckpt_path: a run's ``ckpt_*.pt``, its configuration beside it, or an exported folder.
-        device: where the policy runs.
+        device: where the policy runs; None: the first GPU where there is one, else the CPU.
         ensemble: trajectories that are blended into the returned one; 0: none.
         use_ema: use the averaged weights.
         seed: of the diffusion noise.
         steps: denoising steps; None: 20.
+        sampler: ``ddim``, or ``dpm`` for few steps (8 to 10).
+        compile: ``none``, ``compile`` or ``graphs``; see :class:`apt.infer.policy.Policy` and :meth:`warm_up`.
+        chunking: real-time chunking instead of ensembling, which must be 0 then.
     Raises:
         CheckpointError, CheckpointMismatch: see :func:`apt.infer.loading.load_policy`.
+        ValueError: a device that is not there, ensembling and real-time chunking at once, an unknown sampler.
     """
 
     def __init__(
         self,
         ckpt_path: str | Path,
-        device: str | torch.device = "cpu",
+        device: str | torch.device | None = None,
         ensemble: int = 4,
         use_ema: bool = False,
         seed: int = 0,
         steps: int | None = None,
+        sampler: str = "ddim",
+        compile: str = "none",
+        chunking: RealTimeChunking | None = None,
     ) -> None:
-        self.device = torch.device(device)
-        self._model, self.train_config = load_policy(ckpt_path, self.device, use_ema)
-        self._steps = steps
-        self._generator = torch.Generator(self.device).manual_seed(seed)
+        policy = Policy.load(ckpt_path, device, use_ema, compile)
+        self._start(policy, ensemble, seed, steps, sampler, chunking)
+        self.set_config(self.train_config.data_configs()[0])
+
+    @classmethod
+    def of_policy(
+        cls,
+        policy: Policy,
+        ensemble: int = 4,
+        seed: int = 0,
+        steps: int | None = None,
+        sampler: str = "ddim",
+        chunking: RealTimeChunking | None = None,
+    ) -> "TrajPlanner":
+        """A session on a policy that is loaded already."""
+        planner = cls.__new__(cls)
+        planner._start(policy, ensemble, seed, steps, sampler, chunking)
+        planner.set_config(policy.train_config.data_configs()[0])
+        return planner
+
+    def session(self, seed: int | None = None) -> "TrajPlanner":
+        """Another session on the same policy, with this one's settings and config, and frames, instruction,
+        trajectories and noise (from ``seed``; None: this one's) of its own."""
+        with self._lock:
+            other = self.of_policy(
+                self.policy,
+                self._num_ensemble,
+                self._seed if seed is None else seed,
+                self._steps,
+                self._sampler,
+                self._chunking,
+            )
+            other.set_config(self._config)
+        return other
+
+    def _start(
+        self,
+        policy: Policy,
+        ensemble: int,
+        seed: int,
+        steps: int | None,
+        sampler: str,
+        chunking: RealTimeChunking | None,
+    ) -> None:
+        self.policy = policy
+        policy.sampling_run(steps, sampler)
+        self._steps, self._sampler = steps, sampler
+        self._seed, self._generator = seed, policy.generator(seed)
         self._lock = threading.RLock()  # guards everything below
-        self._query = threading.Lock()  # one inference at a time
         self._prompt: str | None = None
         self._frames: deque[RobotFrame] = deque(maxlen=_MOST_FRAMES)
         self._ensemblers: list[TrajectoryEnsembler] = []
-        self._num_ensemble = ensemble
-        self.set_config(self.train_config.data_configs()[0])
+        self._executed: Chunk | None = None  # the last query's first sample
+        self._resets = 0  # a query that was overtaken by a reset leaves no trace
+        self._num_ensemble, self._chunking = 0, None
+        self.set_ensemble_nums(ensemble)
+        self.set_chunking(chunking)
+        self.last_timing: Timing | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self.policy.device
+
+    @property
+    def train_config(self):
+        """The configuration the policy was trained with."""
+        return self.policy.train_config
 
     # -- settings --------------------------------------------------------------------------------------------------
 
@@ -90,33 +158,53 @@ class TrajPlanner:
             config = get_dataset_class(config).config
         elif isinstance(config, dict):
             config = DataConfig.from_dict(config)
-        trained = self._model.config
+        trained = self.policy.model.config
         if (config.num_history, config.num_future) != (trained.num_history, trained.num_future):
             raise ConfigError(
                 f"the config has {config.num_history} history and {config.num_future} future states, the policy was "
                 f"trained with {trained.num_history} and {trained.num_future}"
             )
-        tokenize = self._model.vlm.prompt_tokenizer(config.image_hw)
+        collate = self._collator(config, self.policy.pad_multiple)
         with self._lock:
-            self._config = config
-            self._collate = Collator(tokenize, tokenize.pad_id, config.num_cameras, config.num_arms)
+            self._config, self._collate = config, collate
             self.reset()
 
     def get_config(self) -> DataConfig:
         return self._config
 
     def set_ensemble_nums(self, n: int) -> None:
-        """How many trajectories are blended from now on; 0: none."""
+        """How many trajectories are blended from now on; 0: none. Raises ``ValueError``."""
+        if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 0:
+            raise ValueError(f"ensemble size is {n!r}; wanted 0 (off) or more")
         with self._lock:
-            self._num_ensemble = n
+            self._check_one_smoothing(n, self._chunking)
+            self._num_ensemble = int(n)
             for ensembler in self._ensemblers:
-                ensembler.resize(n)
+                ensembler.resize(self._num_ensemble)
+
+    def set_chunking(self, chunking: RealTimeChunking | None) -> None:
+        """Let every chunk go on from the last one (real-time chunking); None: not. Raises ``ValueError``."""
+        if chunking is not None and not isinstance(chunking, RealTimeChunking):
+            raise ValueError(f"chunking is a {type(chunking).__name__}; wanted RealTimeChunking or None")
+        with self._lock:
+            self._check_one_smoothing(self._num_ensemble, chunking)
+            self._chunking, self._executed = chunking, None
+
+    @staticmethod
+    def _check_one_smoothing(ensemble: int, chunking: RealTimeChunking | None) -> None:
+        if ensemble > 0 and chunking is not None:
+            raise ValueError(
+                f"real-time chunking and an ensemble of {ensemble} exclude each other: blending would undo the frozen "
+                "steps; set the ensemble to 0, or chunking to None"
+            )
 
     def reset(self) -> None:
         """Forget frames and past trajectories; prompt and config stay."""
         with self._lock:
             self._frames.clear()
             self._ensemblers.clear()
+            self._executed = None
+            self._resets += 1
 
     # -- frames ----------------------------------------------------------------------------------------------------
 
@@ -137,22 +225,21 @@ class TrajPlanner:
                     )
                 if len(frame.world_from_ee) != len(last.world_from_ee):
                     raise ValueError(
-                        f"ee_pose has {len(frame.world_from_ee)} arms, earlier frames {len(last.world_from_ee)}"
+                        f"ee_pose has {len(frame.world_from_ee)} arms, earlier frames {len(last.world_from_ee)}; "
+                        "reset() before a new episode"
                     )
+                for name, camera in frame.cameras.items():
+                    size, earlier = camera.rgb.shape[:2], last.cameras[name].rgb.shape[:2]
+                    if size != earlier:
+                        raise ValueError(
+                            f"{name}.data.color is {size[0]}x{size[1]}, earlier frames {earlier[0]}x{earlier[1]}; "
+                            "reset() before a new episode"
+                        )
             self._frames.append(frame)
             self._drop_old_frames()
 
-    def _step(self, frames: list[RobotFrame]) -> float | None:
-        """Seconds per sampling gap; None while a single frame cannot tell."""
-        config = self._config
-        if config.sample_dt is not None or config.record_dt is not None:
-            return config.sample_dt if config.sample_dt is not None else config.record_dt
-        if len(frames) < 2:
-            return None
-        return (frames[-1].timestamp - frames[0].timestamp) / (len(frames) - 1)
-
     def _drop_old_frames(self) -> None:
-        step = self._step(list(self._frames))
+        step = _time_step(list(self._frames), self._config)
         if step is None:
             return
         now = self._frames[-1].timestamp
@@ -165,7 +252,13 @@ class TrajPlanner:
     # -- planning --------------------------------------------------------------------------------------------------
 
     def get_action(
-        self, sample_num: int = 1, draw_traj: bool = False, compress_traj_img: bool = False
+        self,
+        sample_num: int = 1,
+        draw_traj: bool = False,
+        compress_traj_img: bool = False,
+        *,
+        steps: int | None = None,
+        sampler: str | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | bytes | None] | None:
         """Plan from the newest frame.
 
@@ -173,6 +266,7 @@ class TrajPlanner:
             sample_num: S, trajectories to sample.
             draw_traj: also draw them on every camera.
             compress_traj_img: the drawing as JPEG bytes.
+            steps, sampler: of denoising, for this query; None: the planner's.
         Returns:
             None before the first frame; else poses (S, Ta, Nee, 4, 4) ``world_from_ee``, openness (S, Ta, Nee), times
             (Ta,) in the frames' clock, and the drawing, (H, W, 3) uint8 RGB or bytes, or None. Each sample is blended
@@ -180,33 +274,108 @@ class TrajPlanner:
         Raises:
             ValueError: no prompt was set, or a single frame cannot tell the time step.
         """
-        with self._query:
+        plan = self.run_inference(sample_num, draw_traj, compress_traj_img, steps=steps, sampler=sampler)
+        return None if plan is None else (plan.poses, plan.grippers, plan.times, plan.image)
+
+    def run_inference(
+        self,
+        sample_num: int = 1,
+        draw_traj: bool = False,
+        compress_traj_img: bool = False,
+        *,
+        steps: int | None = None,
+        sampler: str | None = None,
+    ) -> Plan | None:
+        """As :meth:`get_action`, with the query's timing; that stays in ``last_timing`` too."""
+        if isinstance(sample_num, bool) or not isinstance(sample_num, (int, np.integer)) or sample_num < 1:
+            raise ValueError(f"sample_num is {sample_num!r}; wanted 1 or more")
+        steps, sampler = self._steps if steps is None else steps, self._sampler if sampler is None else sampler
+        self.policy.model.expert.diffusion.schedule(steps, sampler)  # checked before anything is changed
+        began = time.perf_counter()
+        # The frames are looked at when the turn has come: they would be old by then.
+        with self.policy.turn() as wait:
             with self._lock:
                 if not self._frames:
                     return None
                 frames, config, prompt, collate = list(self._frames), self._config, self._prompt, self._collate
+                chunking, executed, resets = self._chunking, self._executed, self._resets
             if prompt is None:
                 raise ValueError("no instruction yet: call set_prompt first")
-            step = self._step(frames)
+            step = _time_step(frames, config)
             if step is None:
                 raise ValueError(
                     "one frame cannot tell the time step and the config sets neither sample_dt nor record_dt; "
                     "add a second frame, or set_config one with sample_dt"
                 )
-            sample = self._sample(frames, config, prompt, step)
-            states = self._predict(collate([sample] * sample_num).observation)  # (S, Ta, Nee, 17)
-            arms = frames[-1].world_from_ee.shape[0]
-            poses = robot_from_policy_ee(states[..., :16].reshape(*states.shape[:-1], 4, 4)[:, :, :arms], config)
-            grippers = np.clip(states[:, :, :arms, 16], 0.0, 1.0)
-            times = future_times(config, frames[-1].timestamp, step)
+            preparing = time.perf_counter()
+            now = frames[-1].timestamp
+            times = future_times(config, now, step)
+            observation = collate([self._sample(frames, config, prompt, step)]).observation
+            guide = None
+            if chunking is not None and executed is not None:
+                guide = guide_from_chunk(chunking, executed, times, now, observation)
+            prepared = time.perf_counter()
+            states, seconds = self.policy.infer(
+                observation, self._generator, int(sample_num), steps, sampler, guide
+            )  # (S, Ta, Nee, 17)
             with self._lock:
-                if self._num_ensemble > 0:
+                forgotten = resets != self._resets
+                arms = frames[-1].world_from_ee.shape[0]
+                poses = robot_from_policy_ee(states[..., :16].reshape(*states.shape[:-1], 4, 4)[:, :, :arms], config)
+                grippers = np.clip(states[:, :, :arms, 16], 0.0, 1.0)
+                if not forgotten and self._num_ensemble > 0:
                     blended = [self._blend(i, poses[i], grippers[i], times) for i in range(sample_num)]
                     poses, grippers = (np.stack(part) for part in zip(*blended, strict=True))
-            image = self._draw(frames[-1], poses, grippers) if draw_traj else None
-            if image is not None and compress_traj_img:
-                image = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
-            return poses, grippers, times, image
+                if not forgotten and self._chunking is not None:
+                    self._executed = Chunk(times, states[0])
+        image = draw_plan(frames[-1].cameras.values(), poses, grippers) if draw_traj else None
+        if image is not None and compress_traj_img:
+            image = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
+        timing = Timing(
+            wait=wait,
+            preprocess=prepared - preparing + seconds["transfer"],
+            vlm=seconds["vlm"],
+            prefix=seconds["prefix"],
+            denoise=seconds["denoise"],
+            total=time.perf_counter() - began,
+        )
+        self.last_timing = timing
+        return Plan(poses, grippers, times, image, timing)
+
+    def warm_up(
+        self,
+        sample_num: int = 1,
+        prompt_tokens: int = 64,
+        steps: int | None = None,
+        sampler: str | None = None,
+    ) -> None:
+        """Plan from blank images, so that the first real query finds everything compiled, recorded and cached.
+
+        Args:
+            sample_num: of the queries to come; another number is another shape.
+            prompt_tokens: instructions of up to about this many tokens (an English word takes one or two) find their
+                shape ready.
+            steps, sampler: of the queries to come, as in :meth:`get_action`.
+        """
+        steps, sampler = self._steps if steps is None else steps, self._sampler if sampler is None else sampler
+        with self._lock:
+            config, chunking = self._config, self._chunking
+        sample = _blank_sample(config)
+        shortest = self._collator(config, 1)([sample]).observation
+        bucket = self.policy.pad_multiple
+        first = -(-shortest.input_ids.shape[1] // bucket)
+        last = first if bucket == 1 else -(-(shortest.input_ids.shape[1] + prompt_tokens) // bucket)
+        generator = self.policy.generator(0)
+        for number in range(first, last + 1):
+            observation = self._collator(config, number * bucket)([sample]).observation
+            guides = [None]
+            if chunking is not None:
+                times = future_times(config, 0.0, 1.0)
+                rest = Chunk(times, np.repeat(sample.history[-1:], len(times), axis=0))
+                guides.append(guide_from_chunk(RealTimeChunking(0.0), rest, times, 0.0, observation))
+            for guide in guides:
+                with self.policy.turn():
+                    self.policy.infer(observation, generator, sample_num, steps, sampler, guide)
 
     def ensemble_traj(
         self, poses: np.ndarray, grippers: np.ndarray, times: np.ndarray
@@ -220,8 +389,12 @@ class TrajPlanner:
             self._ensemblers.append(TrajectoryEnsembler(self._num_ensemble))
         return self._ensemblers[index].add(times, poses, grippers)
 
+    def _collator(self, config: DataConfig, pad_multiple: int) -> Collator:
+        tokenize = self.policy.prompt_tokenizer(config.image_hw)
+        return Collator(tokenize, tokenize.pad_id, config.num_cameras, config.num_arms, pad_multiple)
+
     @staticmethod
-    def _sample(frames: list[RobotFrame], config: DataConfig, prompt: str, step: float):
+    def _sample(frames: list[RobotFrame], config: DataConfig, prompt: str, step: float) -> Sample:
         times = np.array([frame.timestamp for frame in frames])
         now = times[-1]
         shown = nearest_index(times, observed_times(config, now, step))
@@ -232,24 +405,21 @@ class TrajPlanner:
         )
         return make_sample(config, [frames[i].cameras for i in shown], track, now, prompt, step=step)
 
-    def _predict(self, observation) -> np.ndarray:
-        half = self.train_config.fp16 and self.device.type == "cuda"
-        context = torch.autocast("cuda", dtype=torch.bfloat16) if half else contextlib.nullcontext()
-        with torch.inference_mode(), context:
-            states = self._model.predict(observation.to(self.device), steps=self._steps, generator=self._generator)
-        return states.double().cpu().numpy()
 
-    @staticmethod
-    def _draw(frame: RobotFrame, poses: np.ndarray, grippers: np.ndarray) -> np.ndarray:
-        """Every sample and arm on every camera, side by side at the first camera's height."""
-        tiles = []
-        for camera in frame.cameras.values():
-            tile = camera.rgb
-            for sample in range(len(poses)):
-                for arm in range(poses.shape[2]):
-                    positions = poses[sample, :, arm, :3, 3]
-                    tile = draw_trajectory(tile, camera.K, camera.world_from_cam, positions, grippers[sample, :, arm])
-            tiles.append(tile)
-        height = tiles[0].shape[0]
-        scaled = [cv2.resize(t, (round(t.shape[1] * height / t.shape[0]), height)) for t in tiles]
-        return np.concatenate(scaled, axis=1)
+def _time_step(frames: list[RobotFrame], config: DataConfig) -> float | None:
+    """One sampling gap in the frames' clock; None while a single frame cannot tell."""
+    if config.sample_dt is not None or config.record_dt is not None:
+        return config.sample_dt if config.sample_dt is not None else config.record_dt
+    if len(frames) < 2:
+        return None
+    return (frames[-1].timestamp - frames[0].timestamp) / (len(frames) - 1)
+
+
+def _blank_sample(config: DataConfig) -> Sample:
+    """Black images and arms at the origin."""
+    height, width = config.image_hw
+    K = np.array([[width, 0, width / 2], [0, width, height / 2], [0, 0, 1]], np.float32)
+    camera = CameraFrame(np.zeros((height, width, 3), np.uint8), K, np.eye(4, dtype=np.float32))
+    track = StateTrack(np.zeros(1), np.tile(np.eye(4), (1, config.num_arms, 1, 1)), np.zeros((1, config.num_arms)))
+    frames = [dict.fromkeys(config.cameras, camera)] * config.num_obs
+    return make_sample(config, frames, track, 0.0, "", step=1.0)

@@ -69,9 +69,9 @@ def test_an_action_is_a_chunk_in_the_frames_clock(planner, dataset):
         rotations @ np.swapaxes(rotations, -1, -2), np.broadcast_to(np.eye(3), rotations.shape), atol=1e-4
     )
     assert grippers.min() >= 0 and grippers.max() <= 1
-    assert image.shape == (96, 192, 3) and image.dtype == np.uint8
+    assert image.shape == (288, 576, 3) and image.dtype == np.uint8
     packed = planner.get_action(draw_traj=True, compress_traj_img=True)[3]
-    assert cv2.imdecode(np.frombuffer(packed, np.uint8), cv2.IMREAD_COLOR).shape == (96, 192, 3)
+    assert cv2.imdecode(np.frombuffer(packed, np.uint8), cv2.IMREAD_COLOR).shape == (288, 576, 3)
 
 
 def test_a_plan_can_be_repeated_from_its_seed(checkpoint, dataset):
