@@ -18,12 +18,12 @@ import yaml
 
 from examples.errors import SimulatorError
 from examples.headless import import_headless
+from examples.libero.benchmarks import find_benchmark
 
 ROOT = Path(__file__).parents[2]
 VENV = ROOT / ".venv-libero"
 SETUP = "bash scripts/setup_libero.sh --assets DIR"
-ASSETS_ORIGIN = "folder libero/libero/assets of https://github.com/Lifelong-Robot-Learning/LIBERO"
-_PACKAGES = ("mujoco", "robosuite", "bddl", "rlinf-libero")  # that the physics and the tasks come from
+_PHYSICS = ("mujoco", "robosuite", "bddl")
 
 
 def enter_libero(command: str) -> None:
@@ -48,47 +48,63 @@ def enter_libero(command: str) -> None:
     os.execve(python, [str(python), "-m", command, *sys.argv[1:]], {**os.environ, "PYTHONPATH": path})
 
 
-def libero_root() -> Path:
-    """Folder of LIBERO's package, with ``bddl_files``, ``init_files`` and ``assets``; imports nothing of it.
+def libero_root(benchmark: str = "libero") -> Path:
+    """Folder of a benchmark's package, with ``bddl_files``, ``init_files`` and ``assets``; imports nothing of it.
 
-    Raises ``SimulatorError`` where this interpreter has no LIBERO.
+    Raises ``SimulatorError`` where this interpreter lacks the package, or there is no such benchmark.
     """
-    spec = importlib.util.find_spec("libero")
+    known = find_benchmark(benchmark)
+    spec = importlib.util.find_spec(known.package)
     if spec is None or spec.origin is None:
-        raise SimulatorError(f"this needs the LIBERO simulator; run: {SETUP}")
-    return Path(spec.origin).parent / "libero"
+        raise SimulatorError(f"{benchmark} needs the package {known.distribution}; run: {SETUP}")
+    return Path(spec.origin).parent / known.package
 
 
-def check_assets() -> None:
-    """Raises ``SimulatorError`` where LIBERO's meshes and textures are not in place."""
-    assets = libero_root() / "assets"
+def check_assets(benchmark: str = "libero") -> None:
+    """Raises ``SimulatorError`` where a benchmark's meshes and textures are not in place."""
+    assets = libero_root(benchmark) / "assets"
     if not (assets / "scenes").is_dir():
+        origin = find_benchmark(benchmark).assets_origin
         raise SimulatorError(
-            f"LIBERO's meshes and textures are not at {assets}; get them ({ASSETS_ORIGIN}) and run: {SETUP}"
+            f"{benchmark}'s meshes and textures are not at {assets}; get them ({origin}) and run: {SETUP}"
         )
 
 
-def versions() -> dict[str, str]:
-    """Distribution -> version, of everything that a replay's outcome depends on."""
-    return {name: importlib.metadata.version(name) for name in _PACKAGES}
+def versions(benchmark: str = "libero") -> dict[str, str]:
+    """Distribution -> version, of everything that an episode's outcome depends on."""
+    names = (*_PHYSICS, find_benchmark(benchmark).distribution)
+    return {name: importlib.metadata.version(name) for name in names}
 
 
-def import_simulator() -> ModuleType:
-    """``examples.libero.simulator``, imported with a headless OpenGL and LIBERO's settings in place.
+def import_simulator(benchmark: str = "libero") -> ModuleType:
+    """``examples.libero.simulator``, imported with a headless OpenGL; its environments are of ``benchmark``'s tasks.
 
     Raises ``SimulatorError`` or ``ImportError`` that say what to install.
     """
-    check_assets()
-    _write_settings()
+    check_assets(benchmark)
+    return import_headless("examples.libero.simulator", SETUP)
+
+
+def import_scenes(benchmark: str) -> tuple[ModuleType, ModuleType]:
+    """The modules with which a benchmark's package builds scenes and reads goal files: ``env_wrapper`` and
+    ``bddl_utils``. It finds its settings in place.
+
+    Raises ``SimulatorError`` or ``ImportError`` that say what to install.
+    """
+    check_assets(benchmark)
+    _write_settings(benchmark)
+    package = find_benchmark(benchmark).package
     with contextlib.redirect_stderr(io.StringIO()):  # gym's advice to migrate, at each import
-        return import_headless("examples.libero.simulator", SETUP)
+        return tuple(
+            import_headless(f"{package}.{package}.envs.{module}", SETUP) for module in ("env_wrapper", "bddl_utils")
+        )
 
 
-def _write_settings() -> None:
-    """LIBERO reads paths from ``$LIBERO_CONFIG_PATH/config.yaml`` when it is imported; some releases ask for them on
-    standard input where the file is missing."""
-    root = libero_root()
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "apt" / "libero"
+def _write_settings(benchmark: str) -> None:
+    """The packages read paths from ``$LIBERO_CONFIG_PATH/config.yaml``, each when it is imported; some releases ask for
+    them on standard input where the file is missing. Each gets a folder of its own: its paths are its own."""
+    root = libero_root(benchmark)
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "apt" / benchmark
     content = yaml.safe_dump(
         {
             "benchmark_root": str(root),

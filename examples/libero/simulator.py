@@ -1,30 +1,34 @@
-"""A LIBERO task as the policy meets it: states in, actions in, poses and images out.
+"""A task of one of the benchmarks as the policy meets it: states in, actions in, poses and images out.
 
-Import it through ``environment.import_simulator``: robosuite decides on its OpenGL when it is imported, and LIBERO on
-its paths.
+Import it through ``environment.import_simulator``: robosuite decides on its OpenGL when it is imported.
 """
 
 from __future__ import annotations
 
 import atexit
+import sys
+import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from xml.etree import ElementTree
 
 import mujoco
 import numpy as np
-from libero.libero.envs.env_wrapper import ControlEnv
+import PIL.Image
 from robosuite.utils import camera_utils
 from robosuite.utils.errors import RandomizationError
 
 from examples.errors import SimulatorError
-from examples.libero.environment import ASSETS_ORIGIN, SETUP
+from examples.libero.bddl import Predicate, UnusableTask
+from examples.libero.benchmarks import find_benchmark
+from examples.libero.environment import SETUP, import_scenes
 from examples.libero.tasks import LiberoTask
 
 FINGER_TRAVEL = 0.04  # m, of each of the Panda's fingers
 CAMERAS = {"agentview": "agentview", "eye_in_hand": "robot0_eye_in_hand"}  # our name -> the simulator's
 _PLACEMENTS_TRIED = 100
+_NOISES = ("motion_blur", "gaussian_blur", "zoom_blur", "fog", "glass_blur")  # by LIBERO-plus's numbers
 _HIDDEN_GROUP = 5  # which robosuite does not draw
 
 
@@ -48,18 +52,21 @@ class LiberoEnv:
         self.task = task
         self.image_size = image_size
         self.time = 0
+        scenes, goals = import_scenes(task.benchmark)
+        _check_goal_file(task, goals)
         try:
-            self._env = ControlEnv(
-                bddl_file_name=str(task.bddl_file),
+            self._scene = scenes.ControlEnv(
+                bddl_file_name=str(task.scene_file),
                 use_camera_obs=False,
                 has_offscreen_renderer=image_size is not None,
                 hard_reset=False,  # building the model again takes seconds and changes nothing
                 ignore_done=True,
-            ).env
-        except (FileNotFoundError, ValueError) as error:
-            what = " ".join(str(error).split())[:200]
+            )
+            self._env = self._scene.env
+        except (FileNotFoundError, ValueError, KeyError) as error:
+            what, origin = " ".join(str(error).split())[:200], find_benchmark(task.benchmark).assets_origin
             raise SimulatorError(
-                f"{task.name}: the scene does not load ({what}); complete the assets ({ASSETS_ORIGIN}) and run: {SETUP}"
+                f"{task.name}: the scene does not load ({what}); complete the assets ({origin}) and run: {SETUP}"
             ) from error
         except (ImportError, RuntimeError, AttributeError, mujoco.FatalError) as error:
             raise SimulatorError(f"OpenGL does not start here ({error}); see MUJOCO_GL") from error
@@ -131,6 +138,16 @@ class LiberoEnv:
         """Whether the task's goal holds now."""
         return bool(self._env._check_success())
 
+    def holds(self, goal: Iterable[Predicate]) -> bool:
+        """Whether ``goal``, of this task or of another one in the same scene, holds now.
+
+        Raises ``ValueError`` where it is about things that are not in this scene.
+        """
+        goal = tuple(goal)
+        if not self.task.problem.names(goal):
+            raise ValueError(f"{self.task.name}: its scene lacks some of what {goal} is about")
+        return all(self._env._eval_predicate(list(predicate)) for predicate in goal)
+
     @property
     def state(self) -> np.ndarray:
         """(D,) as :meth:`set_state` takes it."""
@@ -179,7 +196,7 @@ class LiberoEnv:
         """Image (H, W, 3) uint8, first row on top."""
         self._use_own_context()
         image = self._sim.render(camera_name=CAMERAS[camera], height=self.image_size, width=self.image_size)
-        return np.ascontiguousarray(image[::-1])  # OpenGL's first row is the bottom one
+        return np.ascontiguousarray(self._corrupted(camera, image)[::-1])  # OpenGL's first row is the bottom one
 
     def intrinsics(self, camera: str) -> np.ndarray:
         """K (3, 3) in pixels of the image."""
@@ -201,6 +218,21 @@ class LiberoEnv:
         model.geom_group[others] = groups
         return seen[..., 0] == mujoco.mjtObj.mjOBJ_GEOM  # of kind and number of MuJoCo's objects, -1 for none
 
+    def _corrupted(self, camera: str, image: np.ndarray) -> np.ndarray:
+        """With the noise that a LIBERO-plus task asks for, of the fixed camera alone, as its package draws it."""
+        number = getattr(self._scene, "noise", 0)  # 1 to 50: five kinds of ten severities
+        if number == 0 or camera != "agentview":
+            return image
+        package = sys.modules[type(self._scene).__module__]
+        corrupt = getattr(package, _NOISES[(number - 1) // 10])
+        drawn = np.random.get_state()  # the package draws from numpy's global generator
+        np.random.seed([number, self.time])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            noisy = corrupt(PIL.Image.fromarray(image), severity=(number - 1) % 10 + 1)
+        np.random.set_state(drawn)
+        return np.asarray(noisy).astype(np.uint8)
+
     def _use_own_context(self) -> None:
         # robosuite draws into whichever context is current: that of the environment made last.
         if self.image_size is None:
@@ -216,6 +248,15 @@ class LiberoEnv:
     @property
     def _sim(self):
         return self._env.sim
+
+
+def _check_goal_file(task: LiberoTask, goals) -> None:
+    """The packages of LIBERO-PRO and LIBERO-plus build another task's scene where a goal file does not parse."""
+    parse = getattr(goals, "_core_robosuite_parse_problem", goals.robosuite_parse_problem)
+    try:
+        parse(str(task.bddl_file))
+    except Exception as error:  # whatever its parser stumbles over
+        raise UnusableTask(f"{task.bddl_file}: was shipped as a goal file that does not parse ({error})") from error
 
 
 def _close(env) -> None:

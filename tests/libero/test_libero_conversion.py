@@ -21,6 +21,7 @@ from data_utils.convert.libero import LiberoConverter, LiberoSettings, kept_step
 from data_utils.errors import DataError
 from examples.errors import SimulatorError
 from examples.libero import tasks
+from examples.libero.benchmarks import LIBERO_SUITES
 from examples.libero.check_projection import bounding_box
 from examples.libero.control import libero_action
 from examples.libero.environment import enter_libero
@@ -36,9 +37,11 @@ def package(tmp_path, monkeypatch) -> Path:
     """The folder of a LIBERO package that knows two tasks."""
     root = tmp_path / "libero"
     (root / "benchmark").mkdir(parents=True)
-    names = {suite: [] for suite in tasks.SUITES} | {"libero_object": [SOUP], "libero_10": [MUGS]}
+    names = {suite: [] for suite in LIBERO_SUITES} | {"libero_object": [SOUP], "libero_10": [MUGS]}
+    for suite in names:
+        (root / "bddl_files" / suite).mkdir(parents=True)
     (root / "benchmark" / "libero_suite_task_map.py").write_text(f"libero_task_map = {names!r}")
-    monkeypatch.setattr(tasks, "libero_root", lambda: root)
+    monkeypatch.setattr(tasks, "libero_root", lambda benchmark: root)
     return root
 
 
@@ -112,9 +115,9 @@ def test_a_goal_file_is_found_wherever_it_once_was(package, named):
 
 
 def test_an_unknown_task_or_suite_is_named(package):
-    with pytest.raises(SimulatorError, match="no LIBERO suite has a task 'fold_the_towel'"):
+    with pytest.raises(SimulatorError, match="no libero suite has a task 'fold_the_towel'"):
         find_task("x/fold_the_towel.bddl")
-    with pytest.raises(SimulatorError, match="no LIBERO suite 'libero_11'; there are libero_spatial"):
+    with pytest.raises(SimulatorError, match="no libero suite 'libero_11'; there are libero_spatial"):
         suite_tasks("libero_11")
 
 
