@@ -31,6 +31,8 @@ from train_utils.bad_episodes import SKIPPED, BadEpisodes
 from train_utils.deepspeed_backend import DeepSpeedBackend
 from train_utils.ema import EMA
 from train_utils.failures import MISTAKE, RunFailed, fail
+from train_utils.feature_cache import FeatureCache
+from train_utils.feature_store import FeatureStore
 from train_utils.metrics import MetricWindow, Stopwatch, format_duration
 from train_utils.nonfinite import NonFiniteSteps
 from train_utils.optim import build_optimizer, set_learning_rate
@@ -55,6 +57,9 @@ class Trainer:
     def __init__(self, config: TrainConfig, backend: Backend) -> None:
         self.config, self.backend = config, backend
         check_run_dir(config)
+        store = None
+        if config.cache_vlm_features is not None:
+            store = FeatureStore(config.cache_vlm_features, 1e9 * config.cache_limit_gb)
         start = self._read_start()
         self.iteration = 0
         self.best_score, self.latest_score = float("inf"), float("inf")
@@ -95,6 +100,9 @@ class Trainer:
         self._plan = self.describe()  # a sharded model no longer knows its size
         self._forward = backend.prepare(self.model, self.optimizer)
         self.ema = EMA(backend.trained_parts(), config.ema_decay) if config.ema_enabled else None
+        self.cache = None if store is None else FeatureCache(self.model.vlm, store, config.fp16)
+        if self.cache is not None:
+            self._say(str(self.cache))
 
         size = data_size(config)
         tokenize = self.model.vlm.prompt_tokenizer(size)
@@ -203,6 +211,7 @@ class Trainer:
                             pose_noise=config.robot_pose_aug,
                             camera_view_dropout=config.camera_view_dropout,
                             noise_samples=config.noise_samples_per_obs,
+                            features=None if self.cache is None else self.cache.features(batch),
                         )
                         backend.backward(loss.total / config.gradient_accumulation_steps)
                     nonfinite.add_batch(loss.finite, batch.source)
@@ -245,6 +254,8 @@ class Trainer:
             self.sampler.set_epoch(self.epoch)
             self.sampler.set_start(self._epoch_samples // global_batch)
             iterator = iter(self.loader)
+            if self.cache is not None:
+                iterator = self.cache.ahead(iterator)
             while True:
                 began = time.perf_counter()
                 batch = next(iterator, None)
@@ -298,6 +309,8 @@ class Trainer:
         return self.backend.any(self._stop_signal is not None)
 
     def _finish(self, continued: str | None) -> None:
+        if self.cache is not None:
+            self.cache.close()
         self.backend.barrier()
         if self.run_dir is not None:
             self.run_dir.close()
@@ -342,12 +355,16 @@ class Trainer:
         values |= {"train/memory_gib": memory, "train/skipped_steps": skipped}
         values |= {"data/bad_episodes": len(self.bad), "data/loader_restarts": self.loader.restarts}
         values |= {f"lr/{group['name']}": group["lr"] for group in self.optimizer.param_groups}
+        cached = ""
+        if self.cache is not None:
+            values["data/cache_hits"] = self.cache.hit_share()
+            cached = f" cache {values['data/cache_hits']:.0%}{' (full)' if self.cache.is_full else ''}"
         self.run_dir.scalars(self.iteration, values)
         left = (config.max_iterations - self.iteration) * seconds
         self._say(
             f"{self.iteration}/{config.max_iterations} loss {means['total']:.3f} (trans {means['translation']:.3f} "
             f"rot {means['rotation']:.3f} grip {means['gripper']:.3f}) lr {lr:.1e} {rate:.1f} samples/s "
-            f"data {waiting:.0%} mem {memory:.1f} GiB left {format_duration(left)}"
+            f"data {waiting:.0%}{cached} mem {memory:.1f} GiB left {format_duration(left)}"
             + (f" skipped {skipped}" if skipped else "")
             + (f" bad episodes {len(self.bad)}" if len(self.bad) else "")
         )

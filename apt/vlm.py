@@ -95,6 +95,16 @@ class VLM(nn.Module):
         """The ``Qwen3VLForConditionalGeneration``."""
         return self.encoder.model
 
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Decoder layers that are read."""
+        return tuple(self._feature_of_layer)
+
+    @property
+    def num_streams(self) -> int:
+        """How many :meth:`streams` there are."""
+        return 1 + len(self._feature_of_layer)
+
     def prompt_tokenizer(self, image_hw: tuple[int, int]) -> PromptTokenizer:
         """The tokenizer of this policy's observations; raises ``ValueError`` where the image size does not fit."""
         tokenizer = hub.load_tokenizer(self._name)
@@ -140,7 +150,7 @@ class VLM(nn.Module):
                 observation.input_ids,
                 observation.position_ids,
                 attended,
-                tuple(self._feature_of_layer),
+                self.layers,
             )
             streams = [embeds, *by_layer.values()]
             if self.vision_only:

@@ -87,6 +87,17 @@ class Observation:
 
 
 @dataclass
+class StoredStreams:
+    """What is on disk of a frozen VLM's answers to a batch (``train_utils/feature_cache.py``)."""
+
+    streams: torch.Tensor  # (1 + S, B, T, C): input embeddings and S features, undefined where missing
+    missing: torch.Tensor  # (M,) int64, samples that are not on disk
+    missing_images: torch.Tensor  # (I,) int64, their shown images as indices into the flattened (M * Ncam)
+    missing_keys: list[bytes]  # M
+    missing_lengths: list[int]  # M, tokens of each that count, the last ones of T
+
+
+@dataclass
 class Batch:
     """Observations and their targets, batched (torch)."""
 
@@ -97,6 +108,7 @@ class Batch:
     source: list[str]  # B
     skipped: list[SkippedEpisode] = dataclasses.field(default_factory=list)  # of all samples
     color: ColorDraws | None = None  # changes of colour still to be made (B, Ncam, ...)
+    stored: StoredStreams | None = None  # where it was looked up in a cache
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
         return _to(self, device, non_blocking)

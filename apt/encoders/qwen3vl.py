@@ -64,6 +64,7 @@ class Qwen3VLEncoder(nn.Module):
         super().__init__()
         self.model = model
         self.image_token_id: int = model.config.image_token_id
+        self.image_statistics = (list(image_mean), list(image_std))
         self._vision = VisionTower(model.model.visual, image_mean, image_std)
 
     @property
