@@ -30,7 +30,7 @@ from train_utils.backend import Backend, DDPBackend
 from train_utils.bad_episodes import SKIPPED, BadEpisodes
 from train_utils.deepspeed_backend import DeepSpeedBackend
 from train_utils.ema import EMA
-from train_utils.failures import MISTAKE, RunFailed, fail
+from train_utils.failures import MISTAKE, RunFailed, fail, stop_with_parent
 from train_utils.feature_cache import FeatureCache
 from train_utils.feature_store import FeatureStore
 from train_utils.metrics import MetricWindow, Stopwatch, format_duration
@@ -425,6 +425,7 @@ def select_backend(config: TrainConfig) -> Backend:
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
+    stop_with_parent()
     try:
         config = parse_train_config([argument for argument in argv if argument != "--dry-run"])
         if "--dry-run" in argv:

@@ -6,17 +6,22 @@ process that started them (``train_utils/ranks.py``) shows the first: the others
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import multiprocessing
 import os
+import signal
 import sys
 import time
 import traceback
 
 from apt.checkpoint import DiskFullError
+from train_utils import resume_command
 
 MISTAKE, FAILED, LOST_PEER = 2, 1, 3  # exit codes; 2: something that the user can put right before a run
+NODE_TIMEOUT = 60.0  # seconds of silence after which another machine counts as gone, unless told otherwise
+_PR_SET_PDEATHSIG = 1
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 # What gloo and NCCL say in the processes that are left when one goes away.
 _LOST_PEER_TEXTS = (
@@ -28,6 +33,12 @@ _LOST_PEER_TEXTS = (
     "Socket Timeout",
     "NCCL communicator was aborted",
 )
+
+
+def stop_with_parent() -> None:
+    """Where a launcher started this process: be told (SIGTERM) when it is killed, rather than hold the GPUs on."""
+    if resume_command.VARIABLE in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class RunFailed(RuntimeError):

@@ -21,7 +21,7 @@ from data_utils.data_loc import locate
 from data_utils.errors import DataError
 from train_utils import resume_command
 from train_utils.deepspeed_settings import check_deepspeed, deepspeed_settings
-from train_utils.failures import FAILED, MISTAKE
+from train_utils.failures import FAILED, MISTAKE, NODE_TIMEOUT
 from train_utils.plan import describe_plan
 from train_utils.run_dir import check_run_dir
 
@@ -75,6 +75,12 @@ def build_parser(command: str) -> argparse.ArgumentParser:
     add("--nnodes", type=int, default=1, help="machines (default: %(default)s)")
     add("--node-rank", type=int, default=0, help="this machine, 0 to nnodes - 1")
     add("--master-addr", default="127.0.0.1", help="address of machine 0 (default: %(default)s)")
+    add(
+        "--node-timeout",
+        type=float,
+        default=NODE_TIMEOUT,
+        help="seconds of silence after which a machine counts as gone and the job ends (default: %(default)g)",
+    )
     return parser
 
 
@@ -87,6 +93,8 @@ def plan(command: str, argv: list[str]) -> tuple[argparse.Namespace, list[Stage]
     args, fields = build_parser(command).parse_known_args(argv)
     if not 0 <= args.node_rank < args.nnodes:
         raise CommandLineError(f"--node-rank is {args.node_rank}; with --nnodes {args.nnodes}, wanted 0 to nnodes - 1")
+    if args.node_timeout <= 0:
+        raise CommandLineError(f"--node-timeout is {args.node_timeout:g}; wanted more than 0 seconds")
     for flag, field in (
         ("bs", "bs"),
         ("max_iter", "max_iterations"),
@@ -190,7 +198,8 @@ def run_stage(args: argparse.Namespace, stage: Stage, continued: str) -> int:
     command = [sys.executable]
     if workers * args.nnodes > 1:
         command += ["-m", "train_utils.ranks", f"--nnodes={args.nnodes}", f"--node_rank={args.node_rank}"]
-        command += [f"--nproc_per_node={workers}", f"--master_addr={args.master_addr}", f"--master_port={args.port}"]
+        command += [f"--node_timeout={args.node_timeout}", f"--nproc_per_node={workers}"]
+        command += [f"--master_addr={args.master_addr}", f"--master_port={args.port}"]
     command += ["-m", "apt.train", *stage.argv]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), environment.get("PYTHONPATH")]))
     environment[resume_command.VARIABLE] = continued

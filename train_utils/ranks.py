@@ -3,11 +3,14 @@
     python -m train_utils.ranks --nproc_per_node 4 -m apt.train --config NAME ...
 
 When a process ends badly the others are stopped, those that do not react within 30 seconds by force, and the failure
-that came first is shown: its traceback or its one line.
+that came first is shown: its traceback or its one line. Of several machines, one that is silent for ``--node_timeout``
+seconds ends the job on the others (``train_utils/heartbeat.py``).
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import logging
 import os
 import signal
@@ -17,7 +20,8 @@ from pathlib import Path
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from train_utils.failures import LOST_PEER
+from train_utils.failures import FAILED, LOST_PEER, NODE_TIMEOUT, stop_with_parent
+from train_utils.heartbeat import Heartbeat
 
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -25,17 +29,29 @@ _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 def main(argv: list[str] | None = None) -> int:
     from torch.distributed.run import parse_args, run
 
+    stop_with_parent()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # reports every failure at length
     for number in _PASSED_ON:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
-            signal.signal(number, _pass_on)
-    arguments = parse_args(sys.argv[1:] if argv is None else argv)
+            signal.signal(number, lambda *_: _tell_ranks(signal.SIGTERM))  # to save and stop
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--node_timeout", type=float, default=NODE_TIMEOUT)
+    own, rest = own.parse_known_args(sys.argv[1:] if argv is None else argv)
+    arguments = parse_args(rest)
     arguments.signals_to_handle = "SIGQUIT"  # torchrun would give processes that save 30 seconds
+    heartbeat = _heartbeat(arguments, own.node_timeout)
     try:
-        run(arguments)
+        with heartbeat or contextlib.nullcontext():
+            run(arguments)
     except ChildFailedError as error:
         text, code = describe_failures(error.failures)
+        if heartbeat is not None and heartbeat.lost is not None:
+            text = (
+                f"error: machine {heartbeat.lost} (--node-rank) has not been heard of for {own.node_timeout:g} s; the "
+                "processes on this one were stopped"
+            )
+            code = FAILED
         print(text, file=sys.stderr, flush=True)
         return code
     except SignalException:
@@ -44,11 +60,22 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _pass_on(_number: int, _frame) -> None:
-    """Tell every process to save and stop."""
+def _heartbeat(arguments: argparse.Namespace, patience_s: float) -> Heartbeat | None:
+    """Over the store that torchrun's machines meet at; None for one machine."""
+    if arguments.standalone or int(arguments.nnodes) == 1:
+        return None
+    # Ranks wait in a collective that cannot end: nothing but force reaches them.
+    return Heartbeat(
+        arguments.master_addr, arguments.master_port, arguments.node_rank, int(arguments.nnodes), patience_s,
+        on_loss=lambda: _tell_ranks(signal.SIGKILL),
+    )  # fmt: skip
+
+
+def _tell_ranks(number: int) -> None:
     for task in Path("/proc/self/task").iterdir():
         for child in (task / "children").read_text().split():
-            os.kill(int(child), signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(int(child), number)
 
 
 def describe_failures(failures: dict[int, ProcessFailure]) -> tuple[str, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from apt.checkpoint import LATEST, load_checkpoint, save_checkpoint
 from apt.configs import CONFIGS, ConfigError, TrainConfig
 from tests.training.helpers import REPOSITORY, flags, losses
 from tests.training.joined_batches import run_all
+from tests.training.processes import free_port
 from train_utils import deepspeed_settings, optimizer_shards
 
 needs_deepspeed = pytest.mark.skipif(
@@ -181,12 +181,6 @@ def test_a_missing_package_is_one_line(monkeypatch, tmp_path, located, capsys):
     monkeypatch.setattr(deepspeed_settings.importlib.util, "find_spec", lambda name: None)
     assert main(flags(tmp_path, "run", backend="deepspeed")) == 2
     assert "scripts/setup.sh --deepspeed" in capsys.readouterr().err.strip().splitlines()[0]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @needs_deepspeed

@@ -7,9 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import h5py
 import pytest
@@ -18,60 +16,7 @@ import torch
 from apt.checkpoint import DiskFullError, load_checkpoint, save_checkpoint
 from data_utils.h5io import seal
 from tests.training.helpers import REPOSITORY, losses, start_training, train
-
-SHORT = "--bs 2 --sample_multiplex 50 --image_size 64 --vis_interval 0 --save_latest_interval 5".split()
-
-
-def start_script(folder: Path, data_loc: Path, *arguments: str, gpus: str = "cpu,cpu") -> subprocess.Popen:
-    """``scripts/train.sh`` with processes that meet at a free port."""
-    port = 20000 + os.getpid() % 5000 + len(list(folder.iterdir())) * 7
-    command = ["bash", "scripts/train.sh", "--config", "debug", "--gpus", gpus, "--port", str(port), *SHORT]
-    command += ["--ckpt_dir", str(folder / "a b" / "ckpt"), "--log_dir", str(folder / "a b" / "log"), *arguments]
-    environment = {**os.environ, "PYTHON": sys.executable, "APT_DATA_LOC": str(data_loc), "OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, cwd=REPOSITORY, env=environment, text=True, **pipes)
-
-
-def wait_for(process: subprocess.Popen, text: str) -> str:
-    seen = ""
-    for line in process.stdout:
-        seen += line
-        if text in line:
-            return seen
-    raise AssertionError(f"{text!r} never came: {seen}\n{process.stderr.read()}")
-
-
-def ranks_of(process: subprocess.Popen) -> dict[int, int]:
-    """Process id by rank, of the training processes below ``process``."""
-    found = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            is_trainer = b"apt.train" in (folder / "cmdline").read_bytes().split(b"\0")
-            environment = dict(item.partition(b"=")[::2] for item in (folder / "environ").read_bytes().split(b"\0"))
-            if is_trainer and b"RANK" in environment and descends(int(folder.name), process.pid):
-                found[int(environment[b"RANK"])] = int(folder.name)
-        except OSError:  # gone meanwhile
-            continue
-    return found
-
-
-def descends(pid: int, ancestor: int) -> bool:
-    while pid not in (0, ancestor):
-        pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
-    return pid == ancestor
-
-
-def printed_command(text: str) -> str:
-    (command,) = re.findall(r"(?:resume|start again) with: (.*)", text)
-    return command
-
-
-def run_printed(command: str, *more: str) -> subprocess.CompletedProcess:
-    """What a person does: paste the line into a shell, here with an end in sight."""
-    line = " ".join([command, *more])
-    environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
-    options = {"capture_output": True, "text": True, "timeout": 120}
-    return subprocess.run(["bash", "-c", line], cwd=REPOSITORY, env=environment, **options)
+from tests.training.processes import printed_command, ranks_of, run_printed, start_script, wait_for
 
 
 @pytest.mark.slow
@@ -206,12 +151,20 @@ def test_a_disk_that_another_program_fills_during_a_save_is_no_different(small_d
 
 @pytest.mark.slow
 def test_a_full_disk_stops_two_ranks_in_one_line_and_the_printed_line_goes_on(tmp_path, small_disk, data_loc):
-    fields = {"max_iterations": 9999, "save_latest_interval": 3, "ckpt_dir": small_disk}
-    process = start_training(tmp_path, "run", data_loc, processes=2, **fields)
+    process = start_script(
+        tmp_path, data_loc, "--stage", "0", "--va-name", "va", "--max-iter", "9999", "--save_latest_interval", "3",
+        ckpt_dir=small_disk,
+    )  # fmt: skip
     wait_for(process, " 4/9999 ")
-    (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free - 2**20))
+    filler = small_disk / "filler"
+    filler.write_bytes(bytes(shutil.disk_usage(small_disk).free - 2**20))
     _, err = process.communicate(timeout=90)
     assert process.returncode == 1
-    (line,) = err.strip().splitlines()
-    assert line.startswith("error: the disk is full: ckpt_latest.pt needs")
-    assert load_checkpoint(small_disk / "run/ckpt_latest.pt")["current_iters"] == 3
+    full, resume = err.strip().splitlines()
+    assert full.startswith("error: the disk is full: ckpt_latest.pt needs")
+    saved = load_checkpoint(small_disk / "va/ckpt_latest.pt")["current_iters"]
+    assert saved in (3, 6), "6 where the run was quicker than the filler"
+    filler.unlink()
+    again = run_printed(printed_command(resume), "--max-iter", str(saved + 4))
+    assert again.returncode == 0 and f"resume: va at iteration {saved}" in again.stdout, again.stderr
+    assert load_checkpoint(small_disk / "va/ckpt_latest.pt")["current_iters"] == saved + 4
