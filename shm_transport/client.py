@@ -51,7 +51,9 @@ def get_shm_proxy(
 
 
 class ShmProxy:
-    """See ``get_shm_proxy``. What is not a service's method begins with an underscore, apart from ``close``."""
+    """See ``get_shm_proxy``. What is not a service's method begins with an underscore, apart from ``close`` and
+    ``last_timing``: seconds of the last call that was answered, "total" on the service with its stages where it tells
+    them, and "transport", all the rest of the round trip."""
 
     def __init__(self, name: str, name_server: NameServer, timeout: float, copy: bool, shared_memory: bool):
         if not 0 < timeout < float("inf"):
@@ -68,6 +70,7 @@ class ShmProxy:
         self._location: Location | None = None
         self._seq = 0
         self._pid = os.getpid()
+        self.last_timing: dict[str, float] = {}
         self._connect(time.monotonic() + timeout)
         _open_proxies.add(self)
 
@@ -101,7 +104,8 @@ class ShmProxy:
 
     def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         with self._lock:
-            deadline = time.monotonic() + self._timeout
+            began = time.monotonic()
+            deadline = began + self._timeout
             channel = self._connected(deadline)
             # A value that cannot travel is found here, before anything is sent: the session goes on.
             try:
@@ -117,6 +121,8 @@ class ShmProxy:
                     raise MalformedMessage("a reply that does not belong to the call")
                 failed = frame.flags & message.FLAGS_EXCEPTION
                 result = channel.decode(frame.data, copy=self._copy or bool(failed))
+                if not failed and not _is_reply(result):
+                    raise MalformedMessage("a reply without its timing")
             except wire.TimedOut:
                 self._disconnect()
                 raise CallTimeout(
@@ -132,9 +138,11 @@ class ShmProxy:
             except BaseException:
                 self._disconnect()  # a late reply must not be taken for the next call's
                 raise
-        if failed:
-            raise rebuild_exception(result)
-        return result
+            if failed:
+                raise rebuild_exception(result)
+            result, timing = result
+            self.last_timing = {**timing, "transport": max(0.0, time.monotonic() - began - timing["total"])}
+            return result
 
     def _connected(self, deadline: float) -> Channel:
         if self._closed:
@@ -213,6 +221,13 @@ class ShmProxy:
         channel, self._channel = self._channel, None
         channel.close()
         reclaim_stale()  # if the service was killed, nobody else may
+
+
+def _is_reply(tree: Any) -> bool:
+    """Whether it is (result, timing)."""
+    if not isinstance(tree, tuple) or len(tree) != 2 or not isinstance(tree[1], dict):
+        return False
+    return "total" in tree[1] and all(type(seconds) is float for seconds in tree[1].values())
 
 
 def connection_info(proxy: ShmProxy) -> dict[str, Any]:

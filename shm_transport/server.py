@@ -26,6 +26,7 @@ from Pyro4 import core, errors, message, socketutil
 
 from . import wire
 from .channel import Channel, answer_probe
+from .codec import Unsendable
 from .errors import MalformedMessage, TransportError, describe_exception
 from .marks import exposed_methods
 from .names import DEFAULT_PORT, Location, NameServer
@@ -74,7 +75,13 @@ class Client:
             "received_bytes": self.channel.received_bytes,
             "sent_bytes": self.channel.sent_bytes,
             "segments_created": self.channel.segments_created,
+            "session": self._session_says("statistics"),
         }
+
+    def _session_says(self, method: str) -> dict[str, Any]:
+        """What the session's own hook of this name returns, if it has one."""
+        hook = getattr(self.session, method, None)
+        return hook() if callable(hook) else {}
 
     def answer(self, frame: wire.Frame) -> "tuple[list[Any], int]":
         """Run the call in a message: the reply's parts and flags. Whatever the method raises is a reply."""
@@ -82,7 +89,13 @@ class Client:
         try:
             name, args, kwargs = self._read(frame)
             self.running = name
-            return self.channel.encode(self.methods[name](*args, **kwargs)), 0
+            result = self.methods[name](*args, **kwargs)
+            timing = {**self._session_says("take_timing"), "total": time.monotonic() - started}
+            try:
+                return self.channel.encode((result, timing)), 0
+            except Unsendable as error:
+                error.path[-1] = f"{name}: result"
+                raise
         except BaseException as error:  # a SystemExit in a method must not end the service's thread unanswered
             text = traceback.format_exc()
             return self.channel.encode(describe_exception(error, text)), message.FLAGS_EXCEPTION
@@ -142,16 +155,20 @@ class ShmServer:
         port: int = 0,
         max_message_bytes: int = wire.MAX_MESSAGE_BYTES,
         shared_memory: bool = True,
+        grace_s: float = GRACE_S,
     ):
         """Begin to listen, on a free port if 0.
 
         Args:
             make_session: gives an object whose methods marked by ``@expose`` the client may call. Called in the
-                client's thread. If it has ``close()``, that is called when the client has gone.
+                client's thread. If it has ``close()``, that is called when the client has gone; if ``take_timing()``,
+                the seconds of a call's stages that it returns (a dict) go with the reply; if ``statistics()``, what it
+                returns (a dict) is part of ``clients()``.
             host: the interface to listen on. The protocol is neither encrypted nor authenticated; other hosts should
                 come in through an SSH tunnel.
             max_message_bytes: of one call or reply, arrays included.
             shared_memory: False sends everything through the socket.
+            grace_s: seconds in which calls that run at the end may still reply.
 
         Raises OSError if the port is taken, ValueError for a bad argument."""
         if not 1 << 12 <= max_message_bytes < 1 << 31:
@@ -165,6 +182,7 @@ class ShmServer:
         self._make_session = make_session
         self._max_bytes = max_message_bytes
         self._may_share = shared_memory
+        self._grace_s = grace_s
         self._clients: dict[Any, Client] = {}
         self._lock = threading.Lock()
         self._count = 0
@@ -199,7 +217,7 @@ class ShmServer:
     def clients(self) -> list[dict[str, Any]]:
         """Who is connected, as plain data: "id", "host", "pid", "connected" (False: gone, its call still runs),
         "connected_since" and "last_call" (seconds since 1970), "shared_memory", "calls", "running" (a method or None),
-        "seconds_in_call", "received_bytes", "sent_bytes", "segments_created"."""
+        "seconds_in_call", "received_bytes", "sent_bytes", "segments_created", "session" (its own statistics)."""
         with self._lock:
             return [client.statistics() for client in self._clients.values()]
 
@@ -234,7 +252,7 @@ class ShmServer:
             return
         self._remove_name()
         self._hang_up(socketutil.socket.SHUT_RD)
-        deadline = time.monotonic() + GRACE_S
+        deadline = time.monotonic() + self._grace_s
         while self._clients and time.monotonic() < deadline:
             time.sleep(0.01)
         self._hang_up(socketutil.socket.SHUT_RDWR)

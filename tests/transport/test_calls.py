@@ -106,6 +106,14 @@ def test_an_error_type_unknown_to_the_client_arrives_as_its_built_in_base(robot)
     assert caught.value.remote_type.endswith("CameraMissing")
 
 
+def test_each_reply_says_where_its_time_went(robot):
+    robot.sleep(0.05)
+    assert robot.last_timing["total"] >= 0.05 and 0 <= robot.last_timing["transport"] < 0.05
+    with pytest.raises(ValueError):
+        robot.fail("ValueError")
+    assert robot.last_timing["total"] >= 0.05, "the last call that was answered"
+
+
 def test_a_method_that_exits_does_not_end_the_service(robot):
     with pytest.raises(RemoteError) as caught:
         robot.fail("exit")
