@@ -198,9 +198,11 @@ class TrajPlanner:
                 "steps; set the ensemble to 0, or chunking to None"
             )
 
-    def reset(self) -> None:
-        """Forget frames and past trajectories; prompt and config stay."""
+    def reset(self, seed: int | None = None) -> None:
+        """Forget frames and past trajectories; prompt and config stay. With ``seed``, noise begins anew from there."""
         with self._lock:
+            if seed is not None:
+                self._generator = self.policy.generator(seed)
             self._frames.clear()
             self._ensemblers.clear()
             self._executed = None

@@ -84,6 +84,16 @@ def test_a_plan_can_be_repeated_from_its_seed(checkpoint, dataset):
     assert np.array_equal(plans[0], plans[1]) and not np.array_equal(plans[0], plans[2])
 
 
+def test_noise_begins_anew_where_an_episode_is_given_a_seed(planner, dataset):
+    plans = []
+    for seed in (5, None, 6, 5):
+        planner.reset(seed)
+        planner.add_obs_frame(frame_at(dataset, 0, 3))
+        plans.append(planner.get_action()[0])
+    np.testing.assert_array_equal(plans[0], plans[3])
+    assert not np.array_equal(plans[0], plans[1]) and not np.array_equal(plans[0], plans[2])
+
+
 def test_ensembling_blends_and_reset_forgets(checkpoint, dataset):
     planner = TrajPlanner(checkpoint, ensemble=4, steps=2)
     raw = TrajPlanner(checkpoint, ensemble=0, steps=2)
