@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from apt.action_expert import ActionExpert
-from apt.experts.base import Modality
+from apt.experts.base import Modality, TrainingDraws
 from apt.policy_config import ExpertConfig, VLAConfig
 from apt.pretrained import CheckpointMismatch
 from apt.state_dict_adapter import expand_va
@@ -232,20 +232,27 @@ def test_same_generator_gives_the_same_loss(stage1):
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_several_draws_per_observation_cost_one_context_and_equal_as_many_passes(stage1):
-    batch = make_batch(stage1.vlm, ["go", "pick up the can"], arms=2)
+@pytest.mark.parametrize("mode", ["frozen", "full"])
+def test_several_draws_per_observation_give_the_mean_gradient_of_as_many_passes(mode):
+    """Draw by draw the same, hence the same in expectation, whatever K is."""
+    model = build(1, vlm_mode=mode).train()
+    batch = make_batch(model.vlm, ["go", "pick up the can"], arms=2)
     batch.observation.valid_ee[1, 1] = False
-    robot, features = robot_state(batch.observation), stage1.vlm(batch.observation)
-    draws = stage1.expert.draw(robot, noise_samples=3, generator=torch.Generator().manual_seed(0))
-    together = stage1.expert(features, robot, batch.future, draws)
+    robot = robot_state(batch.observation)
+    draws = model.expert.draw(robot, noise_samples=3, generator=torch.Generator().manual_seed(0))
+
+    def gradients(some: TrainingDraws) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        loss = model.expert(model.vlm(batch.observation), robot, batch.future, some).total
+        return loss.detach(), torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
+
+    total, together = gradients(draws)
     singles = [
-        stage1.expert(
-            features, robot, batch.future,
-            dataclasses.replace(draws, noise=draws.noise[k::3], timestep=draws.timestep[k::3]),
-        ).total
-        for k in range(3)
-    ]  # fmt: skip
-    torch.testing.assert_close(together.total, torch.stack(singles).mean(), atol=1e-4, rtol=1e-5)
+        gradients(dataclasses.replace(draws, noise=draws.noise[k::3], timestep=draws.timestep[k::3])) for k in range(3)
+    ]
+    torch.testing.assert_close(total, torch.stack([loss for loss, _ in singles]).mean(), atol=1e-4, rtol=1e-5)
+    for gradient, *apart in zip(together, *(found for _, found in singles), strict=True):
+        scale = gradient.abs().max().clamp(min=1e-6)
+        assert (gradient - torch.stack(apart).mean(0)).abs().max() / scale < 1e-4
 
 
 def test_half_precision_leaves_poses_alone(stage1):
