@@ -52,6 +52,7 @@ class LiberoEnv:
         self.task = task
         self.image_size = image_size
         self.time = 0
+        self._images: dict[str, np.ndarray] = {}  # of the present moment
         scenes, goals = import_scenes(task.benchmark)
         _check_goal_file(task, goals)
         try:
@@ -93,6 +94,7 @@ class LiberoEnv:
                 continue
         else:
             raise SimulatorError(f"{self.task.name}: no placement without collisions in {_PLACEMENTS_TRIED} tries")
+        self._images.clear()
         self.time = 0
 
     def set_state(self, state: np.ndarray) -> None:
@@ -106,6 +108,7 @@ class LiberoEnv:
             raise ValueError(f"{self.task.name}: state of shape {np.shape(state)}; this scene's have {size} numbers")
         self._sim.set_state_from_flattened(np.asarray(state, np.float64))
         self._sim.forward()
+        self._images.clear()
         self._env._post_process()
         robot = self._env.robots[0]
         robot.controller.update(force=True)
@@ -121,10 +124,12 @@ class LiberoEnv:
             self._sim.model.body_pos[body] = pose[:3]
             self._sim.model.body_quat[body] = pose[3:]
         self._sim.forward()
+        self._images.clear()
 
     def step(self, action: np.ndarray) -> None:
         """Executes one OSC_POSE ``action`` (7,) in [-1, 1] for one control step (0.05 s)."""
         self._env.step(np.asarray(action, np.float64))
+        self._images.clear()
         # A physics step ends by moving the joints; poses of sites and cameras would stay those before it, and so differ
         # from those that the controller starts the next action from.
         model, data = self._sim.model._model, self._sim.data._data
@@ -193,10 +198,14 @@ class LiberoEnv:
     # -- cameras, by name ----------------------------------------------------------------------------------------------
 
     def rgb(self, camera: str) -> np.ndarray:
-        """Image (H, W, 3) uint8, first row on top."""
-        self._use_own_context()
-        image = self._sim.render(camera_name=CAMERAS[camera], height=self.image_size, width=self.image_size)
-        return np.ascontiguousarray(self._corrupted(camera, image)[::-1])  # OpenGL's first row is the bottom one
+        """Image (H, W, 3) uint8, first row on top, read-only: rendered once until something is moved."""
+        if camera not in self._images:
+            self._use_own_context()
+            image = self._sim.render(camera_name=CAMERAS[camera], height=self.image_size, width=self.image_size)
+            image = np.ascontiguousarray(self._corrupted(camera, image)[::-1])  # OpenGL's first row is the bottom one
+            image.setflags(write=False)
+            self._images[camera] = image
+        return self._images[camera]
 
     def intrinsics(self, camera: str) -> np.ndarray:
         """K (3, 3) in pixels of the image."""
