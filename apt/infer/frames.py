@@ -43,6 +43,25 @@ def parse_frame(obs_frame: dict[str, Any], config: DataConfig) -> RobotFrame:
     return RobotFrame(parse_time(obs_frame), cameras, *parse_arms(obs_frame, config))
 
 
+def check_follows(frame: RobotFrame, earlier: RobotFrame) -> None:
+    """Raise ValueError where ``frame`` cannot come after ``earlier`` in one episode."""
+    if frame.timestamp <= earlier.timestamp:
+        raise ValueError(
+            f"timestamp {frame.timestamp} is not later than the previous frame's {earlier.timestamp}; "
+            "reset() before a new episode"
+        )
+    arms, arms_before = len(frame.world_from_ee), len(earlier.world_from_ee)
+    if arms != arms_before:
+        raise ValueError(f"ee_pose has {arms} arms, earlier frames {arms_before}; reset() before a new episode")
+    for name, camera in frame.cameras.items():
+        size, before = camera.rgb.shape[:2], earlier.cameras[name].rgb.shape[:2]
+        if size != before:
+            raise ValueError(
+                f"{name}.data.color is {size[0]}x{size[1]}, earlier frames {before[0]}x{before[1]}; "
+                "reset() before a new episode"
+            )
+
+
 def parse_arms(obs_frame: dict[str, Any], config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
     """``world_from_ee`` (Nee, 4, 4) and openness (Nee,) of a frame. Raises ValueError, naming the key."""
     pose = _array(obs_frame, "ee_pose")

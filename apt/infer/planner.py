@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from apt.configs import ConfigError
-from apt.infer.frames import RobotFrame, parse_frame
+from apt.infer.frames import RobotFrame, check_follows, parse_frame
 from apt.infer.plan import Plan, Timing
 from apt.infer.policy import Policy
 from apt.infer.realtime_chunking import Chunk, RealTimeChunking, guide_from_chunk
@@ -72,8 +73,7 @@ class TrajPlanner:
         chunking: RealTimeChunking | None = None,
     ) -> None:
         policy = Policy.load(ckpt_path, device, use_ema, compile)
-        self._start(policy, ensemble, seed, steps, sampler, chunking)
-        self.set_config(self.train_config.data_configs()[0])
+        self._start(policy, ensemble, seed, steps, sampler, chunking, None)
 
     @classmethod
     def of_policy(
@@ -84,27 +84,26 @@ class TrajPlanner:
         steps: int | None = None,
         sampler: str = "ddim",
         chunking: RealTimeChunking | None = None,
+        config: str | dict | DataConfig | None = None,
     ) -> "TrajPlanner":
-        """A session on a policy that is loaded already."""
+        """A session on a policy that is loaded already; ``config`` as in :meth:`set_config`, None: the trained one."""
         planner = cls.__new__(cls)
-        planner._start(policy, ensemble, seed, steps, sampler, chunking)
-        planner.set_config(policy.train_config.data_configs()[0])
+        planner._start(policy, ensemble, seed, steps, sampler, chunking, config)
         return planner
 
     def session(self, seed: int | None = None) -> "TrajPlanner":
         """Another session on the same policy, with this one's settings and config, and frames, instruction,
         trajectories and noise (from ``seed``; None: this one's) of its own."""
         with self._lock:
-            other = self.of_policy(
+            return self.of_policy(
                 self.policy,
                 self._num_ensemble,
                 self._seed if seed is None else seed,
                 self._steps,
                 self._sampler,
                 self._chunking,
+                self._config,
             )
-            other.set_config(self._config)
-        return other
 
     def _start(
         self,
@@ -114,9 +113,10 @@ class TrajPlanner:
         steps: int | None,
         sampler: str,
         chunking: RealTimeChunking | None,
+        config: str | dict | DataConfig | None,
     ) -> None:
         self.policy = policy
-        policy.sampling_run(steps, sampler)
+        policy.schedule(steps, sampler)  # checks them
         self._steps, self._sampler = steps, sampler
         self._seed, self._generator = seed, policy.generator(seed)
         self._lock = threading.RLock()  # guards everything below
@@ -128,6 +128,7 @@ class TrajPlanner:
         self._num_ensemble, self._chunking = 0, None
         self.set_ensemble_nums(ensemble)
         self.set_chunking(chunking)
+        self.set_config(policy.train_config.data_configs()[0] if config is None else config)
         self.last_timing: Timing | None = None
 
     @property
@@ -143,8 +144,7 @@ class TrajPlanner:
 
     def set_prompt(self, prompt: str) -> None:
         """The instruction from now on."""
-        if not isinstance(prompt, str):
-            raise ValueError(f"the prompt is a {type(prompt).__name__}; wanted a text")
+        _check_prompt(prompt)
         with self._lock:
             self._prompt = prompt
 
@@ -216,28 +216,17 @@ class TrajPlanner:
         Raises:
             ValueError: names the key that is missing or wrong; the planner is unchanged.
         """
+        self.add_obs_frames([obs_frame])
+
+    def add_obs_frames(self, obs_frames: Sequence[dict[str, Any]]) -> None:
+        """Hand over several frames, oldest first: all of them, or none where one raises ``ValueError``."""
         with self._lock:
-            frame = parse_frame(obs_frame, self._config)
-            if self._frames:
-                last = self._frames[-1]
-                if frame.timestamp <= last.timestamp:
-                    raise ValueError(
-                        f"timestamp {frame.timestamp} is not later than the previous frame's {last.timestamp}; "
-                        "reset() before a new episode"
-                    )
-                if len(frame.world_from_ee) != len(last.world_from_ee):
-                    raise ValueError(
-                        f"ee_pose has {len(frame.world_from_ee)} arms, earlier frames {len(last.world_from_ee)}; "
-                        "reset() before a new episode"
-                    )
-                for name, camera in frame.cameras.items():
-                    size, earlier = camera.rgb.shape[:2], last.cameras[name].rgb.shape[:2]
-                    if size != earlier:
-                        raise ValueError(
-                            f"{name}.data.color is {size[0]}x{size[1]}, earlier frames {earlier[0]}x{earlier[1]}; "
-                            "reset() before a new episode"
-                        )
-            self._frames.append(frame)
+            taken: list[RobotFrame] = []
+            for obs_frame in obs_frames:
+                taken.append(parse_frame(obs_frame, self._config))
+                if len(taken) > 1 or self._frames:
+                    check_follows(taken[-1], taken[-2] if len(taken) > 1 else self._frames[-1])
+            self._frames.extend(taken)
             self._drop_old_frames()
 
     def _drop_old_frames(self) -> None:
@@ -276,11 +265,13 @@ class TrajPlanner:
         Raises:
             ValueError: no prompt was set, or a single frame cannot tell the time step.
         """
-        plan = self.run_inference(sample_num, draw_traj, compress_traj_img, steps=steps, sampler=sampler)
+        plan = self.run_inference(None, None, sample_num, draw_traj, compress_traj_img, steps=steps, sampler=sampler)
         return None if plan is None else (plan.poses, plan.grippers, plan.times, plan.image)
 
     def run_inference(
         self,
+        frames: dict[str, Any] | Sequence[dict[str, Any]] | None = None,
+        prompt: str | None = None,
         sample_num: int = 1,
         draw_traj: bool = False,
         compress_traj_img: bool = False,
@@ -288,11 +279,28 @@ class TrajPlanner:
         steps: int | None = None,
         sampler: str | None = None,
     ) -> Plan | None:
-        """As :meth:`get_action`, with the query's timing; that stays in ``last_timing`` too."""
+        """A whole query: take in frames and an instruction, then plan.
+
+        Args:
+            frames: the newest frame, or several, oldest first; None: those that were added.
+            prompt: the instruction from now on; None: the one that was set.
+            others: see :meth:`get_action`.
+        Returns:
+            What :meth:`get_action` does, with the query's timing; that stays in ``last_timing`` too.
+        Raises:
+            ValueError: as :meth:`get_action` and :meth:`add_obs_frame`; the planner is unchanged where a frame, the
+                instruction or an argument is wrong.
+        """
         if isinstance(sample_num, bool) or not isinstance(sample_num, (int, np.integer)) or sample_num < 1:
             raise ValueError(f"sample_num is {sample_num!r}; wanted 1 or more")
         steps, sampler = self._steps if steps is None else steps, self._sampler if sampler is None else sampler
-        self.policy.model.expert.diffusion.schedule(steps, sampler)  # checked before anything is changed
+        self.policy.schedule(steps, sampler)  # checked before anything is changed
+        with self._lock:
+            if frames is not None:
+                _check_prompt(self._prompt if prompt is None else prompt)
+                self.add_obs_frames(frames if isinstance(frames, (list, tuple)) else [frames])
+            if prompt is not None:
+                self.set_prompt(prompt)
         began = time.perf_counter()
         # The frames are looked at when the turn has come: they would be old by then.
         with self.policy.turn() as wait:
@@ -301,8 +309,7 @@ class TrajPlanner:
                     return None
                 frames, config, prompt, collate = list(self._frames), self._config, self._prompt, self._collate
                 chunking, executed, resets = self._chunking, self._executed, self._resets
-            if prompt is None:
-                raise ValueError("no instruction yet: call set_prompt first")
+            _check_prompt(prompt)
             step = _time_step(frames, config)
             if step is None:
                 raise ValueError(
@@ -415,6 +422,13 @@ def _time_step(frames: list[RobotFrame], config: DataConfig) -> float | None:
     if len(frames) < 2:
         return None
     return (frames[-1].timestamp - frames[0].timestamp) / (len(frames) - 1)
+
+
+def _check_prompt(prompt: Any) -> None:
+    if prompt is None:
+        raise ValueError("no instruction yet: call set_prompt first")
+    if not isinstance(prompt, str):
+        raise ValueError(f"the prompt is a {type(prompt).__name__}; wanted a text")
 
 
 def _blank_sample(config: DataConfig) -> Sample:

@@ -14,7 +14,7 @@ from torch import nn
 
 from apt.action_transform import ACTION_DIM
 from apt.configs import TrainConfig
-from apt.diffusion import Guide
+from apt.diffusion import Guide, Schedule
 from apt.encoders.prompts import PromptTokenizer
 from apt.expert_context import SamplingRun
 from apt.infer.loading import load_policy, merge_adapters
@@ -141,7 +141,7 @@ class Policy:
         clock = _Clock(self.device)
         autocast = torch.autocast("cuda", dtype=torch.bfloat16) if self._half else contextlib.nullcontext()
         with torch.no_grad(), autocast:
-            run = self.sampling_run(steps, sampler)
+            run = self._sampling_run(steps, sampler)
             observation = observation.to(self.device)
             if guide is not None:
                 guide = Guide(guide.target.to(self.device), guide.weight.to(self.device))
@@ -152,10 +152,12 @@ class Policy:
         states = states.double().cpu().numpy()  # waits for the device
         return states, clock.seconds()
 
-    def sampling_run(self, steps: int | None = None, sampler: str = "ddim") -> SamplingRun:
-        """What all samplings by ``sampler`` in ``steps`` share, made at first use. Raises ``ValueError``."""
-        schedule = self.model.expert.diffusion.schedule(steps, sampler)  # checks
-        key = (len(schedule), sampler)
+    def schedule(self, steps: int | None = None, sampler: str = "ddim") -> Schedule:
+        """See :meth:`apt.diffusion.Diffusion.schedule`. Raises ``ValueError``."""
+        return self.model.expert.diffusion.schedule(steps, sampler)
+
+    def _sampling_run(self, steps: int | None, sampler: str) -> SamplingRun:
+        key = (len(self.schedule(steps, sampler)), sampler)
         if key not in self._runs:
             self._runs[key] = self.model.expert.sampling_run(*key)
         return self._runs[key]
