@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
-from data_utils.observation import CameraFrame
+if TYPE_CHECKING:  # simulators draw too, in environments without torch
+    from data_utils.observation import CameraFrame
 
 # Matplotlib-like, RGB: predicted samples first, recorded in green.
 PREDICTED = (255, 64, 32)
