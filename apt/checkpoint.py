@@ -149,9 +149,15 @@ def load_checkpoint(path: str | Path) -> dict:
         raise CheckpointError(
             f"{path} is damaged or was not written by torch.save ({type(error).__name__}); use another file"
         ) from error
-    if not isinstance(content, dict) or not isinstance(content.get("weights"), dict):
-        raise CheckpointError(f"{path} is not an APT checkpoint: it has no 'weights'; use a ckpt_*.pt of a run")
+    if not isinstance(content, dict) or not _is_tensors(content.get("weights")):
+        raise CheckpointError(f"{path} is not an APT checkpoint: it has no tensors 'weights'; use a ckpt_*.pt of a run")
+    if not _is_tensors(content.get("vlm_weights") or {}):
+        raise CheckpointError(f"{path}: its 'vlm_weights' are not tensors by name; use a ckpt_*.pt of a run")
     return content
+
+
+def _is_tensors(values: object) -> bool:
+    return isinstance(values, dict) and all(isinstance(tensor, torch.Tensor) for tensor in values.values())
 
 
 def find_checkpoint(name_or_path: str, ckpt_dir: str | Path) -> Path:

@@ -29,7 +29,7 @@ from data_utils.types import Batch
 from train_utils.backend import Backend, DDPBackend
 from train_utils.bad_episodes import SKIPPED, BadEpisodes
 from train_utils.deepspeed_backend import DeepSpeedBackend
-from train_utils.ema import EMA
+from train_utils.ema import EMA, saved_shadow
 from train_utils.failures import MISTAKE, RunFailed, fail, stop_with_parent
 from train_utils.feature_cache import FeatureCache
 from train_utils.feature_store import FeatureStore
@@ -165,10 +165,16 @@ class Trainer:
         )
 
     def _resume(self, start: dict) -> None:
-        self.iteration = int(start["current_iters"])
-        self.best_score, self.latest_score = float(start["best_score"]), float(start["latest_score"])
-        self.epoch, self._epoch_samples = int(start["last_ep"]), int(start.get("epoch_samples", 0))
-        length = int(start.get("epoch_length", self.sampler.epoch_length))
+        try:
+            self.iteration, self.epoch = int(start["current_iters"]), int(start["last_ep"])
+            self.best_score, self.latest_score = float(start["best_score"]), float(start["latest_score"])
+            self._epoch_samples = int(start.get("epoch_samples", 0))
+            length = int(start.get("epoch_length", self.sampler.epoch_length))
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.config.run_dir / LATEST} does not say how far its run was ({error!r}); start from its weights "
+                "with --pretrained_ckpt"
+            ) from error
         if length != self.sampler.epoch_length or self._epoch_samples > length:
             now = self.sampler.epoch_length
             self._say(f"the data have changed: {now} samples per epoch, {length} before; a new epoch begins")
@@ -179,7 +185,7 @@ class Trainer:
             self._say(f"warning: the optimizer starts fresh: {error}")
         if self.ema is not None and start.get("ema"):
             try:
-                self.ema.load_state_dict(start["ema"], self.backend.split(start["ema"]["shadow_params"]))
+                self.ema.load_state_dict(start["ema"], self.backend.split(saved_shadow(start["ema"])))
             except ValueError as error:
                 self._say(f"warning: the EMA starts fresh: {error}")
         self._say(f"resume: {self.config.name} at iteration {self.iteration}")

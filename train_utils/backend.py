@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from train_utils.optim import check_moments
+
 
 class Backend(Protocol):
     """A strategy for running one model on one or many processes."""
@@ -205,15 +207,27 @@ class DDPBackend(Processes):
         if saved is None:
             raise ValueError("the checkpoint embeds no optimizer state (it was not written under --backend ddp)")
         own = self._optimizer.state_dict()
-        sizes = [[len(group["params"]) for group in state["param_groups"]] for state in (saved, own)]
+        sizes = [_group_sizes(state) for state in (saved, own)]
         if sizes[0] != sizes[1]:
             raise ValueError(f"its parameter groups hold {sizes[0]} tensors, this run's {sizes[1]}")
-        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        parameters = dict(enumerate(p for group in self._optimizer.param_groups for p in group["params"]))
         for index, state in saved["state"].items():
-            if state["exp_avg"].shape != parameters[index].shape:
-                raise ValueError(f"tensor {index} has shape {tuple(state['exp_avg'].shape)}, this run's differs")
+            if index not in parameters:
+                raise ValueError(f"it has the state of a tensor {index!r}, this run has {len(parameters)}")
+            check_moments(state, parameters[index], index)
         # Hyper-parameters are this run's, the moments are the checkpoint's.
         self._optimizer.load_state_dict({"state": saved["state"], "param_groups": own["param_groups"]})
+
+
+def _group_sizes(state: object) -> list[int]:
+    """Tensors per parameter group of an optimizer's state. Raises ``ValueError`` where it is none."""
+    groups = state.get("param_groups") if isinstance(state, dict) else None
+    wellformed = isinstance(groups, list) and all(
+        isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups
+    )
+    if not wellformed or not isinstance(state.get("state"), dict):
+        raise ValueError("its optimizer state is malformed: wanted a dict of state and param_groups")
+    return [len(group["params"]) for group in groups]
 
 
 def select_device(wanted: str, local_rank: int = 0) -> torch.device:

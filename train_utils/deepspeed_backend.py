@@ -22,7 +22,14 @@ from apt.configs import TrainConfig
 from apt.experts.base import ExpertLoss
 from train_utils.backend import Processes
 from train_utils.deepspeed_settings import check_deepspeed, deepspeed_settings
-from train_utils.optimizer_shards import discard_pending, finish, read_shard, remove_beyond, write_pending
+from train_utils.optimizer_shards import (
+    check_partitions,
+    discard_pending,
+    finish,
+    read_shard,
+    remove_beyond,
+    write_pending,
+)
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -148,6 +155,8 @@ class DeepSpeedBackend(Processes):
         if saved is None:
             raise ValueError("the checkpoint names no optimizer shards (it was not written under --backend deepspeed)")
         kind = self._kind()
+        if not isinstance(saved, dict) or not {"identity", *kind} <= saved.keys():
+            raise ValueError(f"its entry optimizer_shards is malformed: wanted identity, {', '.join(kind)}")
         if {key: saved[key] for key in kind} != kind:
             raise ValueError(
                 f"its optimizer shards are ZeRO-{saved['zero_stage']}'s of {saved['world_size']} processes, this run "
@@ -155,8 +164,9 @@ class DeepSpeedBackend(Processes):
             )
         state = read_shard(latest, self.rank, saved["identity"])
         masters = self._masters()
-        if state["layout"] != self._layout or state["numel"] != [master.numel() for master in masters]:
+        if state.get("layout") != self._layout or state.get("numel") != [master.numel() for master in masters]:
             raise ValueError("its optimizer shards are of other trained parameters than this run's")
+        check_partitions(state, masters)
         for index, master in enumerate(masters):
             if moments := state["moments"].get(index):
                 self._optimizer.state[master] = {

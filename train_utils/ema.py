@@ -45,6 +45,16 @@ class EMA:
             own.copy_(saved)
 
 
+def saved_shadow(state: object) -> list[torch.Tensor]:
+    """The averaged tensors of a saved state. Raises ``ValueError`` where it is not torch_ema's."""
+    shadow = state.get("shadow_params") if isinstance(state, dict) else None
+    if not isinstance(shadow, list) or not all(isinstance(tensor, torch.Tensor) for tensor in shadow):
+        raise ValueError("the saved EMA is malformed: wanted a dict with a list of tensors, shadow_params")
+    if not isinstance(state.get("decay"), float) or not isinstance(state.get("num_updates"), (int, type(None))):
+        raise ValueError("the saved EMA is malformed: wanted numbers, decay and num_updates")
+    return shadow
+
+
 def check_shadow(shadow: list[torch.Tensor], parameters: list[torch.Tensor]) -> None:
     """Raise ``ValueError`` unless each shadow has its parameter's shape."""
     ours, theirs = [tuple(p.shape) for p in parameters], [tuple(s.shape) for s in shadow]
@@ -59,7 +69,7 @@ def released_average(content: dict) -> tuple[dict, dict] | None:
     tied ``lm_head`` left out. None for files of this project, whose shadows are those of trained parameters alone.
     """
     weights, vlm = content["weights"], content.get("vlm_weights") or {}
-    shadow = content["ema"]["shadow_params"]
+    shadow = saved_shadow(content["ema"])
     untied = {name: tensor for name, tensor in vlm.items() if not name.endswith("lm_head.weight")}
     for tuned in (vlm, untied, {}):
         for order in ([*weights.items(), *tuned.items()], [*tuned.items(), *weights.items()]):
@@ -73,6 +83,7 @@ def released_average(content: dict) -> tuple[dict, dict] | None:
 def apply_shadow(module: nn.Module, state: dict) -> None:
     """Overwrite a module's trainable parameters with an EMA's state. Raises ``ValueError`` when it does not fit."""
     parameters = [p for p in module.parameters() if p.requires_grad]
-    check_shadow(state["shadow_params"], parameters)
-    for parameter, saved in zip(parameters, state["shadow_params"], strict=True):
+    shadow = saved_shadow(state)
+    check_shadow(shadow, parameters)
+    for parameter, saved in zip(parameters, shadow, strict=True):
         parameter.copy_(saved)

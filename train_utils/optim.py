@@ -41,3 +41,20 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, num_warmup: i
     for group in optimizer.param_groups:
         group["lr"] = group["max_lr"] * factor
     return optimizer.param_groups[0]["lr"]
+
+
+def check_moments(state: object, parameter: torch.Tensor, index: int) -> None:
+    """Raise ``ValueError`` unless ``state`` is what AdamW keeps of a parameter: its step and two moments of its shape.
+
+    Args:
+        index: of the parameter, for the message.
+    """
+    if not isinstance(state, dict) or not {"step", "exp_avg", "exp_avg_sq"} <= state.keys():
+        raise ValueError(f"the state of tensor {index} is not AdamW's (step, exp_avg, exp_avg_sq)")
+    step = state["step"]
+    if not isinstance(step, (int, float)) and not (isinstance(step, torch.Tensor) and step.numel() == 1):
+        raise ValueError(f"the step of tensor {index} is a {type(step).__name__}, wanted a number")
+    for name in ("exp_avg", "exp_avg_sq"):
+        shape = tuple(getattr(state[name], "shape", ()))
+        if not isinstance(state[name], torch.Tensor) or shape != tuple(parameter.shape):
+            raise ValueError(f"{name} of tensor {index} has shape {shape}, this run's has {tuple(parameter.shape)}")

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from apt.checkpoint import save_checkpoint
+from train_utils.optim import check_moments
 
 
 def shard_path(latest: Path, rank: int) -> Path:
@@ -60,10 +61,24 @@ def read_shard(latest: Path, rank: int, identity: str) -> dict:
     path = shard_path(latest, rank)
     found = _identity(path)
     if found is None:
-        raise ValueError(f"its optimizer shard {path} is missing or damaged")
+        raise ValueError(
+            f"its optimizer shard {path} is missing, damaged, or holds more than data, which is not loaded"
+        )
     if found != identity:
         raise ValueError(f"the optimizer shard {path} belongs to another save than {latest.name}")
     return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+
+def check_partitions(state: dict, masters: list[torch.Tensor]) -> None:
+    """Raise ``ValueError`` unless a shard's moments and master weights are those of these flat partitions."""
+    moments, finer = state.get("moments"), state.get("masters")
+    if not isinstance(moments, dict) or not isinstance(finer, dict) or not {*moments, *finer} <= {*range(len(masters))}:
+        raise ValueError("its optimizer shards are malformed: wanted moments and masters by the number of a partition")
+    for index, entry in moments.items():
+        check_moments(entry, masters[index], index)
+    for index, weights in finer.items():
+        if not isinstance(weights, torch.Tensor) or weights.shape != masters[index].shape:
+            raise ValueError(f"its optimizer shards hold no weights of partition {index}'s shape")
 
 
 def _identity(path: Path) -> str | None:

@@ -13,11 +13,13 @@ import torch
 from safetensors import safe_open
 
 from apt.checkpoint import load_checkpoint
+from apt.checkpoint import main as checkpoint_main
 from apt.infer.loading import load_policy
 from tests.conftest import GOLDEN
-from tests.training.helpers import REPOSITORY, train
+from tests.training.helpers import REPOSITORY, start_training, train
 from tests.training.released import deep_vlm, expert_weights, write_release
 from tests.training.test_commands import run, where
+from train_utils.optimizer_shards import read_shard
 
 LAYOUTS = [("ddp", None), ("deepspeed", None), ("deepspeed", "full"), ("ddp", "full"), ("deepspeed", "lora")]
 
@@ -154,6 +156,48 @@ def test_code_hidden_in_a_checkpoint_never_runs(tmp_path, located, capsys, place
         result = check("--ckpt", path, "--train-stage", 1)
         assert result.returncode == 2 and "nothing else is loaded" in result.stderr
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("name", ["ckpt_latest_opt_rank0.pt", ".ckpt_latest_opt_rank0.pt.pending"])
+def test_code_hidden_in_an_optimizer_shard_never_runs(tmp_path, name):
+    marker, latest = tmp_path / "it_ran", tmp_path / "ckpt_latest.pt"
+    torch.save({"identity": "save", "moments": Malicious(marker)}, tmp_path / name)
+    with pytest.raises(ValueError, match="holds more than data, which is not loaded"):
+        read_shard(latest, 0, "save")
+    assert not marker.exists()
+
+
+@pytest.mark.slow
+def test_a_deepspeed_run_with_code_in_its_shard_goes_on_with_a_fresh_optimizer(tmp_path, data_loc):
+    pytest.importorskip("deepspeed")
+    marker = tmp_path / "it_ran"
+    fields = {"backend": "deepspeed", "max_iterations": 1}
+    process = start_training(tmp_path, "run", data_loc, **fields)
+    assert process.communicate(timeout=120) and process.returncode == 0
+    shard = tmp_path / "ckpt/run/ckpt_latest_opt_rank0.pt"
+    state = torch.load(shard, weights_only=True)
+    torch.save({**state, "moments": Malicious(marker)}, shard)
+    process = start_training(tmp_path, "run", data_loc, **{**fields, "max_iterations": 2, "resume": True})
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "warning: the optimizer starts fresh: its optimizer shard" in out and "2/2" in out
+    assert not marker.exists()
+
+
+def test_code_hidden_in_what_is_exported_or_imported_never_runs(tmp_path, capsys):
+    marker = tmp_path / "it_ran"
+    evil = tmp_path / "evil.pt"
+    torch.save({"weights": {"x": Malicious(marker)}}, evil)
+    assert checkpoint_main(["export", str(evil), str(tmp_path / "folder")]) == 2
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    (hub / "state.json").write_text("{}")
+    (hub / "config.json").write_text("{}")
+    torch.save({"x": Malicious(marker)}, hub / "action_expert.safetensors")
+    assert checkpoint_main(["import", str(hub), str(tmp_path / "back.pt")]) == 2
+    refused, damaged = capsys.readouterr().err.strip().splitlines()
+    assert "nothing else is loaded" in refused and "is not a readable safetensors file" in damaged
+    assert not marker.exists() and not (tmp_path / "folder").exists() and not (tmp_path / "back.pt").exists()
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ import time
 import pytest
 import torch
 
-from apt.checkpoint import load_checkpoint
+from apt.checkpoint import LATEST, load_checkpoint, save_checkpoint
 from tests.training.helpers import losses, start_training, train
+from train_utils.backend import DDPBackend
+from train_utils.optimizer_shards import check_partitions
 
 
 def weights(folder, name) -> dict[str, torch.Tensor]:
@@ -91,8 +93,6 @@ def test_a_training_process_killed_at_any_moment_leaves_a_checkpoint_to_resume_f
 
 
 def test_a_kill_during_a_save_leaves_the_old_file_or_the_new_one(tmp_path):
-    from apt.checkpoint import save_checkpoint
-
     path = tmp_path / "ckpt_latest.pt"
     payload = torch.arange(500_000, dtype=torch.float32)
     save_checkpoint({"weights": {"w": payload}, "current_iters": 0}, path)
@@ -111,3 +111,86 @@ def test_a_kill_during_a_save_leaves_the_old_file_or_the_new_one(tmp_path):
         generation = content["current_iters"]
         assert torch.equal(content["weights"]["w"], payload + generation)
     assert generation > 0
+
+
+def adamw_state(parameters: list[torch.nn.Parameter]) -> dict:
+    """Of an optimizer after one step."""
+    optimizer = torch.optim.AdamW([{"params": parameters[:1]}, {"params": parameters[1:]}])
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return optimizer.state_dict()
+
+
+MALFORMED = {
+    "not a dict": lambda state: [1, 2],
+    "no groups": lambda state: {"state": state["state"]},
+    "groups of another kind": lambda state: {**state, "param_groups": {"params": [0, 1]}},
+    "a group without tensors": lambda state: {**state, "param_groups": [{"lr": 1.0}, {"lr": 1.0}]},
+    "no state": lambda state: {"param_groups": state["param_groups"]},
+    "a tensor too many": lambda state: {**state, "state": {**state["state"], 2: state["state"][0]}},
+    "a name for a number": lambda state: {**state, "state": {"expert": state["state"][0]}},
+    "a number for a state": lambda state: {**state, "state": {0: 3}},
+    "another optimizer": lambda state: {**state, "state": {0: {"step": 1, "momentum_buffer": torch.zeros(2, 3)}}},
+    "one moment": lambda state: {**state, "state": {0: {"step": 1, "exp_avg": torch.zeros(2, 3)}}},
+    "a moment that is a list": lambda state: {
+        **state, "state": {0: {"step": 1, "exp_avg": [0.0], "exp_avg_sq": torch.zeros(2, 3)}}
+    },
+    "a moment of another shape": lambda state: {
+        **state, "state": {0: {"step": 1, "exp_avg": torch.zeros(6), "exp_avg_sq": torch.zeros(2, 3)}}
+    },
+    "a step that is a text": lambda state: {
+        **state, "state": {0: {"step": "1", "exp_avg": torch.zeros(2, 3), "exp_avg_sq": torch.zeros(2, 3)}}
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", MALFORMED)
+def test_a_malformed_optimizer_state_is_refused_whole(tmp_path, kind):
+    parameters = [torch.nn.Parameter(torch.zeros(2, 3)), torch.nn.Parameter(torch.zeros(3))]
+    saved = adamw_state(parameters)
+    backend = DDPBackend("cpu")
+    optimizer = torch.optim.AdamW([{"params": parameters[:1]}, {"params": parameters[1:]}])
+    backend.prepare(torch.nn.ParameterList(parameters), optimizer)
+    with pytest.raises(ValueError):
+        backend.load_optimizer_state({"optimizer": MALFORMED[kind](saved)}, tmp_path / LATEST)
+    assert not optimizer.state
+    backend.load_optimizer_state({"optimizer": saved}, tmp_path / LATEST)
+    assert torch.equal(optimizer.state[parameters[0]]["exp_avg"], saved["state"][0]["exp_avg"])
+
+
+@pytest.mark.parametrize("change", [
+    {"moments": []},
+    {"moments": {5: {}}},
+    {"moments": {0: {"step": 1.0}}},
+    {"moments": {0: {"step": 1.0, "exp_avg": torch.zeros(3), "exp_avg_sq": torch.zeros(4)}}},
+    {"masters": None},
+    {"masters": {0: torch.zeros(5)}},
+    {"masters": {0: "weights"}},
+])  # fmt: skip
+def test_a_malformed_optimizer_shard_is_refused(change):
+    good = {"moments": {0: {"step": 1.0, "exp_avg": torch.zeros(4), "exp_avg_sq": torch.zeros(4)}}, "masters": {}}
+    check_partitions(good, [torch.zeros(4)])
+    with pytest.raises(ValueError):
+        check_partitions({**good, **change}, [torch.zeros(4)])
+
+
+def test_a_run_with_a_malformed_optimizer_and_average_goes_on_with_fresh_ones(tmp_path, located, capsys):
+    assert train(tmp_path, "run", max_iterations=1, ema_enabled=True, ema_start=0) == 0
+    path = tmp_path / "ckpt/run/ckpt_latest.pt"
+    content = dict(load_checkpoint(path))
+    content |= {"optimizer": {"state": {0: 1}, "param_groups": []}, "ema": {"shadow_params": "none"}}
+    save_checkpoint(content, path)
+    assert train(tmp_path, "run", max_iterations=2, ema_enabled=True, ema_start=0, resume=True) == 0
+    said = capsys.readouterr().out
+    assert "warning: the optimizer starts fresh: its parameter groups hold [] tensors" in said
+    assert "warning: the EMA starts fresh: the saved EMA is malformed" in said and "done:" in said
+
+
+def test_a_checkpoint_without_its_progress_cannot_be_resumed_and_says_so(tmp_path, located, capsys):
+    assert train(tmp_path, "run", max_iterations=1) == 0
+    path = tmp_path / "ckpt/run/ckpt_latest.pt"
+    save_checkpoint({"weights": load_checkpoint(path)["weights"], "current_iters": "many"}, path)
+    assert train(tmp_path, "run", max_iterations=2, resume=True) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "ckpt_latest.pt does not say how far its run was" in line and "--pretrained_ckpt" in line
