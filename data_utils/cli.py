@@ -43,7 +43,8 @@ def parse(
     except SystemExit as stop:
         if stop.code in (0, None):
             sys.exit(0)
-        raise CommandLineError(_sentence(said.getvalue())) from None
+        # What the dataclass itself complains of is told with its name, which users have never heard of.
+        raise CommandLineError(_sentence(said.getvalue()).removeprefix(f"{into.__name__}: ")) from None
 
 
 def _sentence(box: str) -> str:

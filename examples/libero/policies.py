@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,7 +32,8 @@ class PolicySettings:
     controller_port: int = 9091
     ckpt: Path | None = None
     """A checkpoint to plan with in the simulator's process; None: the service plans."""
-    device: str = "cpu"
+    gpu: int = 0
+    """That ``ckpt`` runs on, where there is one."""
     ensemble: int = 4
     ema: bool = False
     denoising_steps: int | None = None
@@ -55,6 +56,7 @@ class RandomPolicy(Policy):
         return Plan(poses, np.full(self.hold_steps, float(self._rng.integers(2))))
 
 
+# What each needs is imported when it is asked for: a service's client wants no torch, chance no connection.
 def _model(settings: PolicySettings) -> Policy:
     from examples.libero.model_policy import ModelPolicy, open_planner
 
@@ -73,7 +75,6 @@ def _replay(settings: PolicySettings) -> Policy:
     return ReplayPolicy(settings.demos)
 
 
-# Each imports what it needs when it is asked for: a service's client wants no torch, chance no connection.
 POLICIES: dict[str, Callable[[PolicySettings], Policy]] = {
     "model": _model,
     "expert": _expert,
@@ -83,7 +84,28 @@ POLICIES: dict[str, Callable[[PolicySettings], Policy]] = {
 
 
 def make_policy(settings: PolicySettings) -> Policy:
-    """Raises ``PolicyError`` for an unknown name, or where what it needs is not there."""
+    """Raises ``PolicyError`` or what the policy's own parts raise where something that it needs is not there."""
     if settings.name not in POLICIES:
         raise PolicyError(f"there is no policy {settings.name!r}; there are {', '.join(POLICIES)}")
     return POLICIES[settings.name](settings)
+
+
+def describe_policy(settings: PolicySettings) -> dict[str, Any]:
+    """What a policy's outcomes depend on (JSON-able), found out before anything is run.
+
+    Raises ``PolicyError`` or ``TransportError`` for a model that is not there or does not suit LIBERO.
+    """
+    if settings.name == "model":
+        from examples.libero.model_policy import describe_model
+
+        return {"name": "model", **describe_model(settings)}
+    return {"name": settings.name} | ({} if settings.demos is None else {"demos": settings.demos.name})
+
+
+def recorded_episodes(settings: PolicySettings) -> Mapping[str, Mapping[int, Sequence[int]]] | None:
+    """Suite -> task id -> episode ids that the policy can do; None: those of the benchmark."""
+    if settings.name != "replay":
+        return None
+    from examples.libero.replay_policy import recorded_episodes
+
+    return recorded_episodes(settings.demos)

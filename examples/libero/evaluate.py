@@ -1,0 +1,268 @@
+"""How often does a policy do what the instruction says? On LIBERO, LIBERO-PRO and LIBERO-plus, in the simulator.
+
+    bash examples/libero/test_libero.sh --benchmark libero-pro --model_name apt_b16 --controller_port 9091
+
+Per suite, ``<save_root>/<suite>_<suffix>/<model_name>.csv`` and a ``.json`` beside it; per episode, an MP4 under
+``--video_root``. The same command goes on where a run was stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from data_utils.cli import CommandLineError, parse
+from examples.errors import SimulatorError
+from examples.headless import select_gl
+from examples.libero import environment
+from examples.libero.policies import PolicyError, PolicySettings, describe_policy, recorded_episodes
+from examples.libero.results import Row, SuiteResults
+from examples.libero.rollout import WAIT_STEPS
+from examples.libero.workers import Episode, EpisodeRunner, Outcome, RunStopped, check_scenes, run_episodes
+from examples.libero.worklist import MAX_STEPS, SuiteWork, plan_work, suite_folder, video_file
+from shm_transport import TransportError
+
+COMMAND = "examples.libero.evaluate"
+PROGRAM = "bash examples/libero/test_libero.sh"
+PINNED = environment.ROOT / "examples/libero/requirements.txt"
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    benchmark: Literal["libero", "libero-pro", "libero-plus"] = "libero"
+    suites: tuple[str, ...] = ()
+    """Suites, separated by spaces; none: those that the benchmark reports."""
+    policy: Literal["model", "expert", "replay", "random"] = "model"
+    """The model, or a sanity baseline: scripted and privileged, recorded desired poses, chance."""
+    model_name: str = ""
+    """Names the result files; by default the policy's name."""
+    controller_name: str = "control"
+    """Name of the policy service (apt.infer.remote_service --uri)."""
+    controller_host: str = "localhost"
+    """Where its name server runs."""
+    controller_port: int = 9091
+    ckpt: Path | None = None
+    """Plan with this checkpoint in the simulator's own process, without a service."""
+    ensemble: int = 4
+    """Of --ckpt: trajectories that are blended."""
+    ema: bool = False
+    """Of --ckpt: use the averaged weights."""
+    denoising_steps: int | None = None
+    """Of --ckpt; by default 20."""
+    demos: Path | None = None
+    """Folder of recorded episodes, for --policy replay."""
+    num_trials_per_task: int | None = None
+    """Episodes per task; by default the benchmark's: 50, on LIBERO-plus 1."""
+    begin_task_id: int = 0
+    """The first task."""
+    all: bool = True
+    """All tasks from the first on; --no-all: that one alone."""
+    max_steps: int | Literal["peers"] = MAX_STEPS
+    """Control steps after which an episode has failed; peers: the published caps (220 spatial, 280 object, 300 goal,
+    520 libero_10)."""
+    execute_steps: int = 3
+    """Control steps between two queries."""
+    seed: int = 0
+    image_size: int = 256
+    num_workers: int = 1
+    """Simulator processes."""
+    gpu: int = 0
+    """That renders, where MUJOCO_GL is egl, and that --ckpt runs on."""
+    save_root: Path = Path("results/libero")
+    video_root: Path = Path("results/libero_videos")
+    suffix: str = ""
+    """Of the folders below both."""
+    save: bool = True
+    """Write results."""
+    video: bool = True
+    """Write an MP4 per episode."""
+    video_every: int | None = None
+    """Control steps between two frames of a video; by default --execute_steps, so that what a query saw is shown."""
+    conti: bool = True
+    """Go on with results that are there; --no-conti: move them aside and begin anew."""
+    assets_label: str = "LIBERO"
+    """Written into the results: which meshes and textures were used."""
+
+    def __post_init__(self) -> None:
+        counts = {"execute_steps": 1, "image_size": 16, "num_workers": 1, "begin_task_id": 0, "seed": 0, "gpu": 0}
+        counts |= {"num_trials_per_task": 1, "video_every": 1, "max_steps": 1, "ensemble": 0, "denoising_steps": 1}
+        for name, least in counts.items():
+            value = getattr(self, name)
+            if isinstance(value, int) and value < least:
+                raise ValueError(f"--{name} is {value}; it must be at least {least}")
+        if (self.policy == "replay") != (self.demos is not None):
+            raise ValueError("--policy replay and --demos DIR, recorded episodes, belong together")
+        if self.ckpt is None:
+            for name in ("ensemble", "ema", "denoising_steps"):
+                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                    raise ValueError(f"--{name} belongs to --ckpt; a service is told when it is started")
+        elif self.policy != "model" or not self.ckpt.exists():
+            raise ValueError(f"--ckpt {self.ckpt}: no such file" if self.policy == "model" else "--ckpt is a model's")
+        if self.policy == "model" and not self.model_name:
+            raise ValueError("--model_name is missing: it names the result files")
+
+    @property
+    def name(self) -> str:
+        return self.model_name or self.policy
+
+    def policy_settings(self) -> PolicySettings:
+        return PolicySettings(
+            self.policy,
+            self.controller_name,
+            self.controller_host,
+            self.controller_port,
+            self.ckpt,
+            self.gpu,
+            self.ensemble,
+            self.ema,
+            self.denoising_steps,
+            self.demos,
+        )
+
+
+def evaluate(config: EvaluateConfig) -> list[tuple[str, Counter[bool]]]:
+    """Run what is missing; returns each suite's outcomes, those of earlier runs included.
+
+    Raises:
+        SimulatorError, ImportError, PolicyError, TransportError, ResultsError, DataError: what is wrong, before
+            anything is run.
+        RunStopped: an episode could not be run; what was finished is kept.
+    """
+    environment.check_assets(config.benchmark)
+    policy = config.policy_settings()
+    recorded = recorded_episodes(policy)
+    last = None if config.all else config.begin_task_id + 1
+    work = plan_work(
+        config.benchmark,
+        [name for names in config.suites for name in names.split()],
+        slice(config.begin_task_id, last),
+        config.num_trials_per_task,
+        config.seed,
+        config.max_steps,
+        recorded,
+    )
+    described = describe_policy(policy)
+    if config.video or config.policy == "model":
+        os.environ["MUJOCO_EGL_DEVICE_ID"] = str(config.gpu)
+        select_gl()
+    versions = environment.versions(config.benchmark)
+    for line in [*_warnings(work), *unpinned(versions)]:
+        print(line, file=sys.stderr)
+
+    outcomes = [(suite.suite, Counter[bool]()) for suite in work]
+    tallies = dict(outcomes)
+    with ExitStack() as stack:
+        results: dict[str, SuiteResults] = {}
+        if config.save:
+            for suite in work:
+                folder = suite_folder(config.save_root, suite.suite, config.suffix)
+                settings = _settings(config, suite, described, versions)
+                about = {"model": config.name, "skipped_tasks": suite.skipped}
+                opened = SuiteResults(folder, config.name, settings, about, config.conti)
+                results[suite.suite] = stack.enter_context(opened)
+        todo: list[Episode] = []
+        for episode in (episode for suite in work for episode in suite.episodes):
+            suite, key = episode.key.suite, (episode.key.task_id, episode.key.episode_id)
+            if suite in results and key in results[suite]:
+                tallies[suite][results[suite].rows[key].success] += 1
+                continue
+            if config.video:
+                path = video_file(config.video_root, suite, config.suffix, config.name, episode.key)
+                episode = replace(episode, video=path)
+            todo.append(episode)
+
+        begun = {episode.task.suite: episode.task for episode in reversed(todo)}
+        if len(begun) > 1:  # with a single suite, the first episode tells at once
+            check_scenes(begun.values())
+
+        def note(episode: Episode, outcome: Outcome) -> None:
+            key, result = episode.key, outcome.result
+            tallies[key.suite][result.success] += 1
+            if key.suite in results:
+                row = Row(key.task_id, key.episode_id, result.success, episode.instruction)
+                seeds = {purpose: key.derived_seed(purpose) for purpose in ("scene", "policy")}
+                results[key.suite].add(
+                    row, steps=result.steps, queries=result.queries, seconds=round(outcome.seconds, 2), seeds=seeds
+                )
+
+        runner = EpisodeRunner(
+            policy, config.execute_steps, config.image_size, config.video_every or config.execute_steps
+        )
+        run_episodes(runner, todo, config.num_workers, note, sum(tallies.values(), Counter()))
+        for opened in results.values():
+            opened.write()  # also where nothing was missing: repaired, and with this run's remarks
+    return outcomes
+
+
+def unpinned(versions: dict[str, str]) -> list[str]:
+    """A line of warning for every package whose version is not the pinned one, which results depend on."""
+    pins = dict(line.split("==") for line in PINNED.read_text(encoding="utf-8").split() if "==" in line)
+    return [
+        f"warning: {name} is {version}, not the pinned {pins[name]}: results may differ from others'"
+        for name, version in versions.items()
+        if name in pins and version != pins[name]
+    ]
+
+
+def _warnings(work: list[SuiteWork]) -> list[str]:
+    lines = [
+        f"warning: {suite.suite} task {task} is left out: {why}"
+        for suite in work
+        for task, why in suite.skipped.items()
+    ]
+    left_out = sum(len(suite.skipped) for suite in work)
+    return [*lines, f"warning: {left_out} tasks are left out of the results"] if left_out else []
+
+
+def _settings(config: EvaluateConfig, suite: SuiteWork, policy: dict, versions: dict[str, str]) -> dict:
+    """What outcomes depend on."""
+    return {
+        "benchmark": config.benchmark,
+        "suite": suite.suite,
+        "policy": policy,
+        "max_steps": suite.max_steps,
+        "execute_steps": config.execute_steps,
+        "wait_steps": WAIT_STEPS,
+        "seed": config.seed,
+        "image_size": config.image_size,
+        "assets": config.assets_label,
+        "versions": versions,
+    }
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit code: 0 after a whole run, 1 where it stopped, 2 where it did not begin, 130 after Ctrl-C."""
+    try:
+        config = parse(EvaluateConfig, argv, PROGRAM, __doc__)
+        environment.enter_libero(COMMAND)
+        outcomes = evaluate(config)
+    except RunStopped as error:
+        print(f"stopped: {error}\nwhat was finished is kept; the same command goes on from there", file=sys.stderr)
+        return 1
+    except (
+        CommandLineError,
+        ValueError,
+        SimulatorError,
+        ImportError,
+        PolicyError,
+        TransportError,
+    ) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from there", file=sys.stderr)
+        return 130
+    for suite, counts in outcomes:
+        rate = f"{100 * counts[True] / counts.total():.1f}%" if counts else "nothing to run"
+        print(f"{suite}: {counts[True]}/{counts.total()} {rate}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
