@@ -8,6 +8,7 @@ one message.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,13 +87,15 @@ class ObservationContract:
         """For people."""
         config = self.config
         height, width = config.image_hw
-        step = f"{self.time_step:.4g} {self.time_unit}" if self.time_step is not None else "measured from the frames"
+        unit = self.time_unit.removesuffix("s") if self.time_step == 1 else self.time_unit
+        step = "measured from the frames" if self.time_step is None else f"{self.time_step:.4g} {unit}"
+        looks = f"looks {self.steps_back} time steps back" if self.steps_back else "looks at the newest frame alone"
         arms = "1 arm" if config.num_arms == 1 else f"1 to {config.num_arms} arms"
         cameras = ", ".join(f"{c} (wrist)" if c in config.wrist_cameras else c for c in config.cameras)
         return [
-            f"cameras: {cameras}; {' or '.join(ENCODINGS)} of any size, trained at {width}x{height}",
-            f"{arms}; time step {step}; history of {self.steps_back} time steps",
-            f"answers with {config.num_future} poses, one every {config.sample_state_gaps} time steps; "
+            f"cameras: {cameras}; images of any size, trained at {width}x{height}",
+            f"{arms}; time step {step}; {looks}",
+            f"answers with {config.num_future} poses, {config.sample_state_gaps} time steps apart; "
             + ("follows the prompt" if self.follows_prompt else "wants a prompt but does not follow it"),
         ]
 
@@ -148,20 +151,20 @@ class FirstFrames:
         self.contract = contract
         self._times: list[float] = []
 
-    def check(self, obs_frame: Any, prompt_missing: bool = False) -> None:
-        """Refuse a frame that does not fit.
+    def check(self, obs_frames: Sequence[Any], prompt_missing: bool = False) -> None:
+        """Refuse frames that do not fit.
 
         Args:
-            obs_frame: the client's frame.
-            prompt_missing: a query comes with this frame, and there is no instruction for it.
+            obs_frames: the client's next frames, oldest first.
+            prompt_missing: a query comes with them, and there is no instruction for it.
         Raises:
             ContractError: lists everything that differs.
         """
         found = []
-        if not self._times:
-            found = self.contract.differences(obs_frame)
-        elif len(self._times) == 1 and (clock := self._clock_difference(obs_frame)):
-            found = [clock]
+        if not self._times and obs_frames:
+            found = self.contract.differences(obs_frames[0])
+        if not found and len(self._times) < 2:
+            found = self._clock_differences(obs_frames)
         if prompt_missing:
             found.append("prompt: there is none yet; give one, or call set_prompt first")
         if found:
@@ -171,18 +174,19 @@ class FirstFrames:
                 "observation_contract() says what is wanted; set_config() chooses another of the policy's robots"
             )
 
-    def accept(self, obs_frame: dict[str, Any]) -> None:
-        """The planner took the frame."""
-        if len(self._times) < 2:
-            self._times.append(parse_time(obs_frame))
+    def accept(self, obs_frames: Sequence[dict[str, Any]]) -> None:
+        """The planner took the frames."""
+        self._times += [parse_time(frame) for frame in obs_frames[: 2 - len(self._times)]]
 
     def restart(self) -> None:
         """A new episode: the clock may jump, so a single frame of the last one tells nothing."""
         if len(self._times) < 2:
             self._times.clear()
 
-    def _clock_difference(self, obs_frame: Any) -> str | None:
+    def _clock_differences(self, obs_frames: Sequence[Any]) -> list[str]:
         try:
-            return self.contract.clock_difference(self._times[0], parse_time(obs_frame))
+            times = (self._times + [parse_time(frame) for frame in obs_frames[:2]])[:2]
         except ValueError:
-            return None  # no usable timestamp: the planner names it
+            return []  # no usable timestamp: the planner names it
+        found = self.contract.clock_difference(*times) if len(times) == 2 else None
+        return [found] if found else []

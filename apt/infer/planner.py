@@ -140,6 +140,11 @@ class TrajPlanner:
         """The configuration the policy was trained with."""
         return self.policy.train_config
 
+    @property
+    def prompt(self) -> str | None:
+        """The instruction; None before the first."""
+        return self._prompt
+
     # -- settings --------------------------------------------------------------------------------------------------
 
     def set_prompt(self, prompt: str) -> None:
@@ -231,7 +236,7 @@ class TrajPlanner:
 
     def _drop_old_frames(self) -> None:
         step = _time_step(list(self._frames), self._config)
-        if step is None:
+        if step is None or not self._frames:
             return
         now = self._frames[-1].timestamp
         needed = min(observed_times(self._config, now, step)[0], history_times(self._config, now, step)[0])

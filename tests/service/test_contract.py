@@ -52,7 +52,7 @@ def test_one_message_lists_everything_that_differs():
     frame["ee_pose"] = np.stack([np.eye(4)] * 2)
     del frame["timestamp"]
     with pytest.raises(ContractError) as caught:
-        FirstFrames(ALOHA).check(frame, prompt_missing=True)
+        FirstFrames(ALOHA).check([frame], prompt_missing=True)
     for named in ("'rh_cam' is missing", "'wrist' is not one", "head_cam.data.color", "ee_pose", "timestamp", "prompt"):
         assert named in str(caught.value), named
 
@@ -82,21 +82,21 @@ def test_notes_of_the_robot_in_a_frame_do_no_harm():
 @pytest.mark.parametrize("start", [0.0, 1.75e9])
 def test_two_frames_tell_a_clock_in_another_unit(contract, gap, wrong, start):
     first = FirstFrames(contract)
-    first.check(frame_for(contract, start))
-    first.accept(frame_for(contract, start))
+    first.check([frame_for(contract, start)])
+    first.accept([frame_for(contract, start)])
     if wrong:
         with pytest.raises(ContractError, match=r"timestamp: .* reset\(\) first"):
-            first.check(frame_for(contract, start + gap))
+            first.check([frame_for(contract, start + gap)])
         first.restart()
-    first.check(frame_for(contract, start + gap))
+    first.check([frame_for(contract, start + gap)])
 
 
 def test_frames_are_the_planners_to_judge_once_two_have_met_the_contract():
     first = FirstFrames(ALOHA)
     for time in (0.0, 0.1):
-        first.check(frame_for(ALOHA, time))
-        first.accept(frame_for(ALOHA, time))
-    first.check({"timestamp": 1e9})
+        first.check([frame_for(ALOHA, time)])
+        first.accept([frame_for(ALOHA, time)])
+    first.check([{"timestamp": 1e9}])
 
 
 VALUES = st.recursive(
