@@ -29,6 +29,7 @@ FINGER_TRAVEL = 0.04  # m, of each of the Panda's fingers
 CAMERAS = {"agentview": "agentview", "eye_in_hand": "robot0_eye_in_hand"}  # our name -> the simulator's
 _PLACEMENTS_TRIED = 100
 _NOISES = ("motion_blur", "gaussian_blur", "zoom_blur", "fog", "glass_blur")  # by LIBERO-plus's numbers
+_GRID = 7  # points along an edge of a collision shape's box
 _HIDDEN_GROUP = 5  # which robosuite does not draw
 
 
@@ -195,6 +196,35 @@ class LiberoEnv:
         finger = self._sim.data.qpos[self._env.robots[0]._ref_gripper_joint_pos_indexes[0]]
         return float(np.clip(finger / FINGER_TRAVEL, 0.0, 1.0))
 
+    # -- privileged: what a script may ask, and a policy may not ----------------------------------------------------
+
+    def collision_points(self, thing: str) -> np.ndarray:
+        """Points (N, 3) in the world on an object's or a fixture's collision shapes: a mesh's vertices, a grid on
+        everything else's box."""
+        model, data = self._sim.model._model, self._sim.data._data
+        inside = {self._body(thing)}
+        for body in range(model.nbody):  # parents come before their children
+            if model.body_parentid[body] in inside:
+                inside.add(body)
+        clouds = [np.zeros((0, 3))]
+        for geom in np.flatnonzero((model.geom_contype != 0) | (model.geom_conaffinity != 0)):
+            if model.geom_bodyid[geom] in inside:
+                points = _shape_points(model, geom)
+                clouds.append(points @ data.geom_xmat[geom].reshape(3, 3).T + data.geom_xpos[geom])
+        return np.concatenate(clouds)
+
+    def position(self, thing: str) -> np.ndarray:
+        """Of an object's or a fixture's frame (3,) in the world."""
+        return self._sim.data.body_xpos[self._body(thing)].copy()
+
+    def _body(self, thing: str) -> int:
+        owner = {**self._env.objects_dict, **self._env.fixtures_dict}[thing]
+        return self._sim.model.body_name2id(owner.root_body)
+
+    def region_position(self, region: str) -> np.ndarray:
+        """Centre (3,) in the world of a place that the goal file names."""
+        return self._sim.data.get_site_xpos(region).copy()
+
     # -- cameras, by name ----------------------------------------------------------------------------------------------
 
     def rgb(self, camera: str) -> np.ndarray:
@@ -257,6 +287,22 @@ class LiberoEnv:
     @property
     def _sim(self):
         return self._env.sim
+
+
+def _shape_points(model, geom: int) -> np.ndarray:
+    """Points (N, 3) of a collision shape in its own frame."""
+    size, kind = model.geom_size[geom], model.geom_type[geom]
+    if kind == mujoco.mjtGeom.mjGEOM_MESH:
+        mesh = model.geom_dataid[geom]
+        first = model.mesh_vertadr[mesh]
+        return model.mesh_vert[first : first + model.mesh_vertnum[mesh]].astype(np.float64)
+    half = {
+        mujoco.mjtGeom.mjGEOM_SPHERE: size[[0, 0, 0]],
+        mujoco.mjtGeom.mjGEOM_CAPSULE: np.array([size[0], size[0], size[0] + size[1]]),
+        mujoco.mjtGeom.mjGEOM_CYLINDER: size[[0, 0, 1]],
+    }.get(mujoco.mjtGeom(kind), size)
+    grid = np.stack(np.meshgrid(*[np.linspace(-1.0, 1.0, _GRID)] * 3), axis=-1).reshape(-1, 3)
+    return grid[np.abs(grid).max(axis=1) == 1.0] * half
 
 
 def _check_goal_file(task: LiberoTask, goals) -> None:
