@@ -21,7 +21,6 @@ from examples.libero import environment
 from examples.libero.policies import PolicyError, PolicySettings, make_policy
 from examples.libero.rollout import EpisodeKey, EpisodeResult, run_episode
 from examples.libero.tasks import LiberoTask
-from examples.libero.video import EpisodeVideo
 from shm_transport import RemoteError, SessionLost, TransportError
 
 ATTEMPTS = 3  # at an episode over which a process died, or lost the service
@@ -91,12 +90,7 @@ class EpisodeRunner:
         if self._policy is None:
             self._policy = make_policy(self._settings)
         env = self._environment(episode)
-        film = (
-            contextlib.nullcontext()
-            if episode.video is None
-            else EpisodeVideo(episode.video, env, episode.instruction, self._video_every)
-        )
-        with film as video:
+        with self._film(episode, env) as video:
             result = run_episode(
                 env,
                 self._policy,
@@ -115,6 +109,13 @@ class EpisodeRunner:
             if part is not None:
                 part.close()
         self._env = self._policy = self._scene = None
+
+    def _film(self, episode: Episode, env: Any) -> contextlib.AbstractContextManager:
+        if episode.video is None:
+            return contextlib.nullcontext()
+        from examples.libero.video import EpisodeVideo  # fonts and a video library, for those who film
+
+        return EpisodeVideo(episode.video, env, episode.instruction, self._video_every)
 
     def _environment(self, episode: Episode) -> Any:
         size = self._image_size if self._policy.needs_images or episode.video is not None else None
