@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections import deque
@@ -146,6 +147,18 @@ class TrajPlanner:
         return self._prompt
 
     # -- settings --------------------------------------------------------------------------------------------------
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What shapes a trajectory beside weights, frames and noise, as plain data."""
+        with self._lock:
+            chunking = None if self._chunking is None else dataclasses.asdict(self._chunking)
+            return {
+                "ensemble": self._num_ensemble,
+                "steps": self._steps,
+                "sampler": self._sampler,
+                "chunking": chunking,
+            }
 
     def set_prompt(self, prompt: str) -> None:
         """The instruction from now on."""

@@ -114,7 +114,8 @@ def serve(config: ServiceConfig) -> int:
                 compile=config.compile,
             )
             planner.warm_up()
-            checkpoint = Checkpoint(f"{config.ckpt.resolve().parent.name}/{config.ckpt.name}", digest.result())
+            name = f"{config.ckpt.resolve().parent.name}/{config.ckpt.name}"
+            checkpoint = Checkpoint(name, digest.result(), config.ema)
         service = PolicyService(planner, checkpoint, config.uri, server.clients)
         server.register(config.uri, config.ns_host, config.ns_port)
     except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
 import time
@@ -26,6 +27,8 @@ class Checkpoint:
 
     name: str
     sha256: str
+    ema: bool = False
+    """Whether the averaged ones."""
 
 
 class PolicyService:
@@ -60,7 +63,8 @@ class PolicyService:
             "ready": True,
             "uri": self.uri,
             "version": apt.__version__,
-            "checkpoint": {"name": self.checkpoint.name, "sha256": self.checkpoint.sha256},
+            "checkpoint": dataclasses.asdict(self.checkpoint),
+            "sampling": self.planner.sampling,
             "device": str(self.planner.device),
             "uptime_s": time.monotonic() - self._started,
             "host": socket.gethostname(),
