@@ -43,7 +43,7 @@ def describe_model(settings: PolicySettings) -> dict[str, Any]:
     else:
         with _connect(settings) as service:
             contract, served = service.observation_contract(), service.ping()
-            described = {"checkpoint": served["checkpoint"], "config": service.get_config()}
+            described = {name: served[name] for name in ("checkpoint", "sampling")} | {"config": service.get_config()}
     _check_contract(contract)
     return described
 
@@ -153,11 +153,18 @@ def _read(settings: PolicySettings) -> tuple[dict[str, Any], dict[str, Any]]:
     except CheckpointError as error:
         raise PolicyError(str(error)) from error
     return ObservationContract(config).to_dict(), {
-        "checkpoint": {"name": f"{path.resolve().parent.name}/{path.name}", "sha256": checkpoint_sha256(path)},
+        "checkpoint": {
+            "name": f"{path.resolve().parent.name}/{path.name}",
+            "sha256": checkpoint_sha256(path),
+            "ema": settings.ema,
+        },
+        "sampling": {
+            "ensemble": settings.ensemble,
+            "steps": settings.denoising_steps,
+            "sampler": "ddim",
+            "chunking": None,
+        },
         "config": config.to_dict(),
-        "ensemble": settings.ensemble,
-        "ema": settings.ema,
-        "denoising_steps": settings.denoising_steps,
     }
 
 
