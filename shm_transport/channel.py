@@ -10,7 +10,6 @@ The payload is a prelude (u16 length of the segment's name, 6 bytes of zero, u64
 from __future__ import annotations
 
 import secrets
-import socket
 import struct
 from typing import Any
 
@@ -28,8 +27,8 @@ TOKEN_BYTES = 32
 class Channel:
     """``shared``: whether both ends see one /dev/shm, as the handshake has found out."""
 
-    def __init__(self, sock: socket.socket, max_bytes: int):
-        self.sock = sock
+    def __init__(self, stream: wire.Stream, max_bytes: int):
+        self.stream = stream
         self.max_bytes = max_bytes
         self.shared = False
         self.sent_bytes = 0
@@ -87,13 +86,9 @@ class Channel:
             body = bytes(body)  # quicker to take apart
         return Decoder(body, segment, used, copy, self.max_bytes).decode()
 
-    def send(self, kind: int, parts: list[Any], seq: int, flags: int = 0, deadline: float | None = None) -> None:
-        """Send what ``encode`` made."""
-        wire.send(self.sock, kind, parts, seq, flags, deadline=deadline)
-
     def close(self) -> None:
-        """Close the socket and give the shared memory back."""
-        self.sock.close()
+        """Close the connection and give the shared memory back."""
+        self.stream.close()
         self._writer.close()
         self._reader.close()
 

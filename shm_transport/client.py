@@ -115,8 +115,8 @@ class ShmProxy:
                 raise
             self._seq = self._seq + 1 & 0xFFFF
             try:
-                channel.send(message.MSG_INVOKE, parts, self._seq, deadline=deadline)
-                frame = wire.receive(channel.sock, channel.max_bytes, deadline, self._timeout)
+                channel.stream.send(message.MSG_INVOKE, parts, deadline, self._seq)
+                frame = channel.stream.receive(channel.max_bytes, deadline, self._timeout)
                 if (frame.type, frame.serializer, frame.seq) != (message.MSG_RESULT, wire.SERIALIZER_ID, self._seq):
                     raise MalformedMessage("a reply that does not belong to the call")
                 failed = frame.flags & message.FLAGS_EXCEPTION
@@ -165,7 +165,7 @@ class ShmProxy:
                 f"the service {self._name!r} does not answer at {location} ({error}); it may have ended without "
                 "removing its name: start it again"
             ) from None
-        channel = Channel(sock, wire.MAX_MESSAGE_BYTES)
+        channel = Channel(wire.Stream(sock, self._timeout), wire.MAX_MESSAGE_BYTES)
         probe = Probe() if self._may_share else None
         try:
             hello = {
@@ -174,8 +174,8 @@ class ShmProxy:
                 "probe": probe.name if probe is not None else None,
                 "pid": os.getpid(),
             }
-            channel.send(message.MSG_CONNECT, channel.encode(hello), 0, deadline=deadline)
-            frame = wire.receive(sock, wire.MAX_MESSAGE_BYTES, deadline)
+            channel.stream.send(message.MSG_CONNECT, channel.encode(hello), deadline)
+            frame = channel.stream.receive(wire.MAX_MESSAGE_BYTES, deadline)
             answer = self._accepted(frame, channel, location)
             channel.shared = probe is not None and probe.confirms(answer["token"])
             channel.max_bytes = answer["max_message_bytes"]

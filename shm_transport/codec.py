@@ -1,7 +1,7 @@
 """Trees of plain values and numpy arrays, as bytes and back.
 
 A tree is None, bool, int, float, str, bytes, list, tuple, dict with str keys, numpy arrays and scalars, dataclasses
-marked by ``dive_into``, and torch tensors, which go as arrays. One byte says what a node is, numbers are little-endian::
+marked by ``dive_into``, and torch tensors, which go as arrays. A byte says what a node is, numbers are little-endian::
 
     N T F            None, True, False
     i q | I u32 raw  int of 64 bits, longer int (two's complement)
@@ -10,11 +10,12 @@ marked by ``dive_into``, and torch tensors, which go as arrays. One byte says wh
     l u32 nodes      list;  t: tuple
     d u32 (u32 key, node)...                 dict
     D u32 name u32 (u32 field, node)...      dataclass
-    a dtype shape u64 pad raw                array, data here at a multiple of 16
-    m dtype shape u64 u64                    array, its bytes and offset in the writer's shared segment
+    a u16 head pad raw                       array, its data at the next multiple of 16
+    m u16 head u64                           array, its data at this offset of the writer's shared segment
     g, like a                                numpy scalar
 
-dtype: u16 and numpy's type string ("<f4") or, if structured, the literal that .npy files use. shape: u8 and u64 each.
+head: u16 and numpy's type string ("<f4") or, if structured, the literal that .npy files use; u8 and as many u64, the
+shape; u64, the bytes.
 Arrays of Python objects are refused either way, nothing here is pickled, and a decoder believes no number before it has
 compared it with the bytes it has.
 """
@@ -22,6 +23,7 @@ compared it with the bytes it has.
 from __future__ import annotations
 
 import ast
+import math
 import re
 import struct
 import sys
@@ -41,14 +43,17 @@ INLINE_ALIGNMENT = 16
 SHARED_ALIGNMENT = 64  # a cache line
 
 _MAX_INT_BYTES = 1024
+_MAX_DIMENSIONS = 32
+_MAX_LENGTH = 1 << 40
 _MAX_DTYPE_BYTES = 4096
 _OWN_PART_FROM = 1 << 16  # an inline array of so many bytes is sent from where it lies
 _SIMPLE_DTYPE = re.compile(r"[<>|=](?:[biufcSUV]\d{1,9}|[mM]8(?:\[\d{0,9}[a-zA-Z]{1,2}\])?)\Z")
 
 _pack_u32 = struct.Struct("<cI").pack
 _pack_i64 = struct.Struct("<cq").pack
+_pack_u64 = struct.Struct("<Q").pack
 _pack_f64 = struct.Struct("<cd").pack
-_u16, _u32, _i64, _f64 = (struct.Struct("<" + code).unpack_from for code in "HIqd")
+_u16, _u32, _u64, _i64, _f64 = (struct.Struct("<" + code).unpack_from for code in "HIQqd")
 
 
 class Unsendable(TypeError):
@@ -144,10 +149,8 @@ class Encoder:
                 raise Unsendable(f"a tensor of {x.dtype}, {x.layout} has no numpy form ({error}); convert it") from None
             self._array(array, b"a")
         elif travelling_class(kind.__name__) is kind:
-            raw = kind.__name__.encode()
             names = init_fields(kind)
-            self._out += _pack_u32(b"D", len(raw))
-            self._out += raw
+            self._out += b"D" + _name(kind.__name__)
             self._out += struct.pack("<I", len(names))
             self._named([(name, getattr(x, name)) for name in names], depth, kind)
         else:
@@ -180,9 +183,7 @@ class Encoder:
             for name, value in items:
                 if type(name) is not str:
                     raise Unsendable(f"the key {name!r} is not a str; dicts travel with str keys only")
-                raw = name.encode("utf-8", "surrogatepass")
-                self._out += struct.pack("<I", len(raw))
-                self._out += raw
+                self._out += _name(name)
                 self._node(value, depth + 1)
         except Unsendable as error:
             error.path.append(f"[{name!r}]" if kind is dict else f".{name}")
@@ -200,23 +201,22 @@ class Encoder:
             raise
 
     def _array(self, array: np.ndarray, tag: bytes) -> None:
-        name = _dtype_name(array.dtype)
         nbytes = array.nbytes
         shared = self._arena is not None and nbytes >= SHARED_FROM and tag == b"a"
-        self._out += b"m" if shared else tag
-        self._out += name
-        self._out += struct.pack(f"<B{array.ndim + 1}Q", array.ndim, *array.shape, nbytes)
+        out = self._out
+        out += b"m" if shared else tag
+        out += _array_head(array.dtype, array.shape)
         if shared:
-            self._out += struct.pack("<Q", self._arena.place(array))
+            out += _pack_u64(self._arena.place(array))
             return
-        self._out += bytes(-(self._finished + len(self._out)) % INLINE_ALIGNMENT)
+        out += bytes(-(self._finished + len(out)) % INLINE_ALIGNMENT)
         if nbytes < _OWN_PART_FROM:
-            self._out += array.tobytes()
+            out += array.tobytes()
             return
         if not array.flags.c_contiguous:
             array = array.copy(order="C")
-        self._parts += [self._out, array.reshape(-1).view(np.uint8).data]
-        self._finished += len(self._out) + nbytes
+        self._parts += [out, array.reshape(-1).view(np.uint8).data]
+        self._finished += len(out) + nbytes
         self._out = bytearray()
 
 
@@ -240,7 +240,7 @@ class Decoder:
     def decode(self) -> Any:
         """The tree. Raises MalformedMessage where the bytes are not one."""
         try:
-            tree = self._node(0)
+            tree = self._node(0, 0)
         except MalformedMessage:
             raise
         except (ValueError, IndexError, struct.error) as error:  # cut short, or text that is not UTF-8
@@ -249,82 +249,83 @@ class Decoder:
             raise MalformedMessage(f"{self._end - self._at} bytes after the end of the tree")
         return tree
 
-    def _node(self, depth: int) -> Any:
-        at = self._at
-        tag = self._buffer[at]
-        self._at = at + 1
-        if tag == 97 or tag == 109:  # a, m
-            return self._array(shared=tag == 109)
-        if tag == 115:  # s
-            return self._text()
-        if tag == 102:  # f
-            self._at = at + 9
-            return _f64(self._buffer, at + 1)[0]
-        if tag == 105:  # i
-            self._at = at + 9
-            return _i64(self._buffer, at + 1)[0]
-        if tag == 78:  # N
-            return None
-        if tag == 84 or tag == 70:  # T, F
-            return tag == 84
-        if tag == 100:  # d
-            return self._named(depth)
-        if tag == 108 or tag == 116:  # l, t
-            count = self._count(depth)
-            values = [self._node(depth + 1) for _ in range(count)]
-            return values if tag == 108 else tuple(values)
-        if tag == 98:  # b
-            return bytes(self._raw())
-        if tag == 103:  # g
-            return self._array(shared=False).copy()[()]
-        if tag == 73:  # I
-            raw = self._raw()
-            if len(raw) > _MAX_INT_BYTES:
-                raise MalformedMessage(f"an int of {len(raw)} bytes; at most {_MAX_INT_BYTES} travel")
-            return int.from_bytes(raw, "little", signed=True)
-        if tag == 68:  # D
-            return self._dataclass(depth)
-        raise MalformedMessage(f"byte {at} is {tag:#04x}, which is no kind of value")
+    def _node(self, at: int, depth: int) -> Any:
+        """The value that begins at ``at``; its end is left in ``self._at``, as by every reader below."""
+        reader = self._READERS.get(self._buffer[at])
+        if reader is None:
+            raise MalformedMessage(f"byte {at} is {self._buffer[at]:#04x}, which is no kind of value")
+        return reader(self, at + 1, depth)
 
-    def _raw(self) -> Any:
-        start = self._at + 4
-        end = start + _u32(self._buffer, self._at)[0]
+    def _none(self, at: int, depth: int) -> None:
+        self._at = at
+
+    def _true(self, at: int, depth: int) -> bool:
+        self._at = at
+        return True
+
+    def _false(self, at: int, depth: int) -> bool:
+        self._at = at
+        return False
+
+    def _int(self, at: int, depth: int) -> int:
+        self._at = at + 8
+        return _i64(self._buffer, at)[0]
+
+    def _long_int(self, at: int, depth: int) -> int:
+        raw = self._bytes(at, depth)
+        if len(raw) > _MAX_INT_BYTES:
+            raise MalformedMessage(f"an int of {len(raw)} bytes; at most {_MAX_INT_BYTES} travel")
+        return int.from_bytes(raw, "little", signed=True)
+
+    def _float(self, at: int, depth: int) -> float:
+        self._at = at + 8
+        return _f64(self._buffer, at)[0]
+
+    def _bytes(self, at: int, depth: int) -> bytes:
+        start = at + 4
+        end = start + _u32(self._buffer, at)[0]
         if end > self._end:
             raise MalformedMessage(f"{end - start} bytes are announced at byte {start}, {self._end - start} are there")
         self._at = end
-        return self._buffer[start:end]
+        return bytes(self._buffer[start:end])
 
-    def _text(self) -> str:
-        return str(self._raw(), "utf-8", "surrogatepass")
+    def _text(self, at: int, depth: int) -> str:
+        return self._bytes(at, depth).decode("utf-8", "surrogatepass")
 
-    def _count(self, depth: int) -> int:
-        count = _u32(self._buffer, self._at)[0]
-        self._at += 4
-        self._nodes += count
-        if depth >= MAX_DEPTH:
-            raise MalformedMessage(f"nested deeper than {MAX_DEPTH} levels")
-        if count > self._end - self._at or self._nodes > MAX_NODES:
-            raise MalformedMessage(
-                f"{count} values announced in {self._end - self._at} bytes (at most {MAX_NODES} in all)"
-            )
-        return count
+    def _list(self, at: int, depth: int) -> list:
+        count = self._count(at, depth)
+        return [self._node(self._at, depth + 1) for _ in range(count)]
 
-    def _named(self, depth: int) -> Any:
-        count = self._count(depth)
+    def _tuple(self, at: int, depth: int) -> tuple:
+        return tuple(self._list(at, depth))
+
+    def _dict(self, at: int, depth: int) -> dict[str, Any]:
+        count = self._count(at, depth)
         values = {}
         for _ in range(count):
-            name = self._text()
-            values[name] = self._node(depth + 1)
+            name = self._text(self._at, depth)
+            values[name] = self._node(self._at, depth + 1)
         if len(values) != count:
             raise MalformedMessage("a name occurs twice in one dict")
         return values
 
-    def _dataclass(self, depth: int) -> Any:
-        name = self._text()
+    def _count(self, at: int, depth: int) -> int:
+        """How many values follow; no more than could be there."""
+        count = _u32(self._buffer, at)[0]
+        self._at = at + 4
+        self._nodes += count
+        if depth >= MAX_DEPTH:
+            raise MalformedMessage(f"nested deeper than {MAX_DEPTH} levels")
+        if count > self._end - self._at or self._nodes > MAX_NODES:
+            raise MalformedMessage(f"{count} values announced in {self._end - self._at} bytes, {MAX_NODES} at most")
+        return count
+
+    def _dataclass(self, at: int, depth: int) -> Any:
+        name = self._text(at, depth)
         cls = travelling_class(name)
         if cls is None:
             raise MalformedMessage(f"a dataclass {name!r}, which is not marked with dive_into here")
-        values = self._named(depth)
+        values = self._dict(self._at, depth)
         wanted = init_fields(cls)
         if set(values) != set(wanted):
             raise MalformedMessage(f"{name} has the fields {', '.join(wanted)}; got {', '.join(values)}")
@@ -333,51 +334,95 @@ class Decoder:
         except Exception as error:
             raise MalformedMessage(f"{name} refuses its fields: {type(error).__name__}: {error}") from error
 
-    def _array(self, shared: bool) -> np.ndarray:
-        buffer = self._buffer
-        start = self._at + 2
-        end = start + _u16(buffer, self._at)[0]
-        dtype = _parse_dtype(bytes(buffer[start:end]))
-        ndim = buffer[end]
-        if ndim > 32:
-            raise MalformedMessage(f"an array of {ndim} dimensions; at most 32 travel")
-        *shape, nbytes = struct.unpack_from(f"<{ndim + 1}Q", buffer, end + 1)
-        at = end + 1 + 8 * (ndim + 1)
-        expected = dtype.itemsize
-        for length in shape:
-            expected *= length
-        if expected != nbytes:
-            raise MalformedMessage(f"{dtype} of shape {tuple(shape)} takes {expected} bytes; the header says {nbytes}")
+    def _inline_array(self, at: int, depth: int) -> np.ndarray:
+        head, at = self._head(at)
+        offset = at + -at % INLINE_ALIGNMENT
+        self._at = offset + head[2]
+        return self._view(head, self._buffer, offset, self._end)
+
+    def _shared_array(self, at: int, depth: int) -> np.ndarray:
+        head, at = self._head(at)
+        offset = _u64(self._buffer, at)[0]
+        self._at = at + 8
+        if self._segment is None:
+            raise MalformedMessage("an array in shared memory, but the message names no segment")
+        if offset % SHARED_ALIGNMENT:
+            raise MalformedMessage(f"an array at offset {offset}, which is no multiple of {SHARED_ALIGNMENT}")
+        return self._view(head, self._segment, offset, self._used)
+
+    def _scalar(self, at: int, depth: int) -> np.generic:
+        return self._inline_array(at, depth).copy()[()]
+
+    def _head(self, at: int) -> tuple[tuple[np.dtype, tuple[int, ...], int], int]:
+        start = at + 2
+        end = start + _u16(self._buffer, at)[0]
+        return _parse_head(bytes(self._buffer[start:end])), end
+
+    def _view(self, head: tuple[np.dtype, tuple[int, ...], int], source: Any, offset: int, limit: int) -> np.ndarray:
+        dtype, shape, nbytes = head
+        if offset + nbytes > limit:
+            raise MalformedMessage(f"an array of {nbytes} bytes at {offset} of {limit}")
         self._room -= nbytes
         if self._room < 0:
             raise MalformedMessage(f"the arrays of one message take more than the limit; this one has {nbytes} bytes")
-        if shared:
-            source, limit, where = self._segment, self._used, "segment"
-            offset = struct.unpack_from("<Q", buffer, at)[0]
-            self._at = at + 8
-            if source is None:
-                raise MalformedMessage("an array in shared memory, but the message names no segment")
-            if offset % SHARED_ALIGNMENT:
-                raise MalformedMessage(f"an array at offset {offset}, which is no multiple of {SHARED_ALIGNMENT}")
-        else:
-            source, limit, where = buffer, self._end, "message"
-            offset = at + -at % INLINE_ALIGNMENT
-            self._at = offset + nbytes
-        if offset + nbytes > limit:
-            raise MalformedMessage(f"an array of {nbytes} bytes at {offset} of a {where} of {limit} bytes")
         if nbytes == 0:
-            if max(shape) > sys.maxsize // 64:
-                raise MalformedMessage(f"an empty array of shape {tuple(shape)}")
             array = np.empty(shape, dtype)
-        else:
-            array = np.ndarray(shape, dtype, buffer=source, offset=offset)
-            if self._copy:
-                return array.copy()
-        array.flags.writeable = self._copy
-        return array
+            array.flags.writeable = self._copy
+            return array
+        array = np.ndarray(shape, dtype, source, offset)  # read-only, as its source is
+        return array.copy() if self._copy else array
+
+    _READERS = {
+        ord(b"N"): _none,
+        ord(b"T"): _true,
+        ord(b"F"): _false,
+        ord(b"i"): _int,
+        ord(b"I"): _long_int,
+        ord(b"f"): _float,
+        ord(b"s"): _text,
+        ord(b"b"): _bytes,
+        ord(b"l"): _list,
+        ord(b"t"): _tuple,
+        ord(b"d"): _dict,
+        ord(b"D"): _dataclass,
+        ord(b"a"): _inline_array,
+        ord(b"m"): _shared_array,
+        ord(b"g"): _scalar,
+    }
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
+def _name(name: str) -> bytes:
+    """A key, or a field's name, as it travels: u32 and text."""
+    raw = name.encode("utf-8", "surrogatepass")
+    return struct.pack("<I", len(raw)) + raw
+
+
+@lru_cache(maxsize=1024)
+def _array_head(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
+    """An array's dtype and shape as they travel."""
+    name = _dtype_name(dtype)
+    nbytes = math.prod(shape) * dtype.itemsize
+    head = name + struct.pack(f"<B{len(shape) + 1}Q", len(shape), *shape, nbytes)
+    return struct.pack("<H", len(head)) + head
+
+
+@lru_cache(maxsize=1024)
+def _parse_head(head: bytes) -> tuple[np.dtype, tuple[int, ...], int]:
+    """dtype, shape and bytes of an array, which agree with one another."""
+    end = 2 + _u16(head, 0)[0]
+    dtype = _parse_dtype(head[2:end])
+    ndim = head[end]
+    if ndim > _MAX_DIMENSIONS:
+        raise MalformedMessage(f"an array of {ndim} dimensions; at most {_MAX_DIMENSIONS} travel")
+    *shape, nbytes = struct.unpack(f"<{ndim + 1}Q", head[end + 1 :])
+    if math.prod(shape) * dtype.itemsize != nbytes:
+        raise MalformedMessage(f"{dtype} of shape {tuple(shape)} does not take the {nbytes} bytes of its header")
+    if max(shape, default=0) > _MAX_LENGTH:
+        raise MalformedMessage(f"an array of shape {tuple(shape)}")
+    return dtype, tuple(shape), nbytes
+
+
 def _dtype_name(dtype: np.dtype) -> bytes:
     """The dtype as it travels: u16 and text."""
     if dtype.hasobject:

@@ -89,9 +89,10 @@ class NameServer:
         deadline = time.monotonic() + self._timeout
         try:
             with wire.connect(self.host, self.port, self._timeout) as sock:
-                self._exchange(sock, message.MSG_CONNECT, {"handshake": "hello"}, deadline)
+                stream = wire.Stream(sock, self._timeout)
+                self._exchange(stream, message.MSG_CONNECT, {"handshake": "hello"}, deadline)
                 call = (constants.NAMESERVER_NAME, method, arguments, {})
-                frame = self._exchange(sock, message.MSG_INVOKE, call, deadline)
+                frame = self._exchange(stream, message.MSG_INVOKE, call, deadline)
         except (OSError, wire.PeerGone, wire.TimedOut, MalformedMessage) as error:
             reason = "no answer in time" if isinstance(error, (wire.TimedOut, socket.timeout)) else str(error)
             raise NoNameServer(
@@ -112,9 +113,9 @@ class NameServer:
             raise TransportError(f"the name server at {self} refuses {method}: {text[:500]}")
         return answer
 
-    def _exchange(self, sock: socket.socket, kind: int, content: Any, deadline: float) -> wire.Frame:
-        wire.send(sock, kind, [serpent.dumps(content)], serializer=wire.SERPENT_ID, deadline=deadline)
-        frame = wire.receive(sock, _MAX_REPLY, deadline)
+    def _exchange(self, stream: wire.Stream, kind: int, content: Any, deadline: float) -> wire.Frame:
+        stream.send(kind, [serpent.dumps(content)], deadline, serializer=wire.SERPENT_ID)
+        frame = stream.receive(_MAX_REPLY, deadline)
         if frame.type == message.MSG_CONNECTFAIL:
             raise MalformedMessage(f"it refuses connections: {bytes(frame.data[:200])!r}")
         return frame

@@ -265,21 +265,21 @@ class ShmServer:
             clients = list(self._clients.values())
         for client in clients:
             try:
-                client.channel.sock.shutdown(how)
+                client.channel.stream.sock.shutdown(how)
             except OSError:
                 pass  # it has gone by itself
 
     def _open(self, sock: Any, conn: Any, denied_reason: str | None) -> bool:
         """The handshake with a new connection. False if it was refused."""
         deadline = time.monotonic() + HANDSHAKE_TIMEOUT_S
-        channel = Channel(sock, self._max_bytes)
+        stream = wire.Stream(sock, HANDSHAKE_TIMEOUT_S)
+        channel = Channel(stream, self._max_bytes)
         try:
-            wire.tune(sock)
             if denied_reason or self._stop.is_set():
                 raise TransportError(denied_reason or "the service is ending")
-            frame = wire.receive(sock, min(self._max_bytes, 1 << 16), deadline)
+            frame = stream.receive(min(self._max_bytes, 1 << 16), deadline)
             if frame.type == message.MSG_PING:
-                wire.send(sock, message.MSG_PING, [b"pong"], frame.seq, serializer=frame.serializer, deadline=deadline)
+                stream.send(message.MSG_PING, [b"pong"], deadline, frame.seq, serializer=frame.serializer)
                 return False
             hello = self._check_hello(frame, channel)
             token = answer_probe(hello["probe"]) if self._may_share else None
@@ -299,7 +299,7 @@ class ShmServer:
                 "max_message_bytes": self._max_bytes,
                 "methods": list(client.methods),
             }
-            channel.send(message.MSG_CONNECTOK, channel.encode(answer), frame.seq, deadline=deadline)
+            stream.send(message.MSG_CONNECTOK, channel.encode(answer), deadline, frame.seq)
             channel.shared = token is not None
             return True
         except (wire.PeerGone, wire.TimedOut, OSError):
@@ -307,7 +307,7 @@ class ShmServer:
             return False
         except (MalformedMessage, TransportError) as error:
             log.warning("refusing a connection: %s", error)
-            self._refuse(sock, str(error))
+            self._refuse(stream, str(error))
             return False
 
     def _check_hello(self, frame: wire.Frame, channel: Channel) -> dict[str, Any]:
@@ -331,26 +331,24 @@ class ShmServer:
             raise TransportError("this is not the service that was asked for; look its name up again")
         return hello
 
-    def _refuse(self, sock: Any, text: str) -> None:
+    def _refuse(self, stream: wire.Stream, text: str) -> None:
         try:
             deadline = time.monotonic() + 1.0
-            wire.send(
-                sock, message.MSG_CONNECTFAIL, [wire.text_payload(text)], serializer=wire.SERPENT_ID, deadline=deadline
-            )
+            stream.send(message.MSG_CONNECTFAIL, [wire.text_payload(text)], deadline, serializer=wire.SERPENT_ID)
         except (wire.PeerGone, wire.TimedOut):
             pass  # it need not listen
 
     def _serve(self, conn: Any) -> None:
         """Wait for one message and answer it."""
         client = self._clients[conn]
-        sock = client.channel.sock
-        frame = wire.receive(sock, self._max_bytes)
-        deadline = time.monotonic() + wire.BODY_TIMEOUT_S
+        stream = client.channel.stream
+        frame = stream.receive(self._max_bytes)
         if frame.type == message.MSG_PING:
-            wire.send(sock, message.MSG_PING, [b"pong"], frame.seq, serializer=frame.serializer, deadline=deadline)
+            deadline = time.monotonic() + wire.BODY_TIMEOUT_S
+            stream.send(message.MSG_PING, [b"pong"], deadline, frame.seq, serializer=frame.serializer)
         elif frame.type == message.MSG_INVOKE:
             parts, flags = client.answer(frame)
-            client.channel.send(message.MSG_RESULT, parts, frame.seq, flags, time.monotonic() + wire.BODY_TIMEOUT_S)
+            stream.send(message.MSG_RESULT, parts, time.monotonic() + wire.BODY_TIMEOUT_S, frame.seq, flags)
         else:
             raise MalformedMessage(f"a message of type {frame.type}")
 
@@ -376,7 +374,7 @@ class ShmServer:
             with self._lock:
                 running = [client for client in self._clients.values() if client.running and not client.gone]
             for client in running:
-                if wire.peer_closed(client.channel.sock):
+                if wire.peer_closed(client.channel.stream.sock):
                     client.gone = True
                     log.warning("client %d (%s) went away during %s", client.number, client.host, client.running)
             if self._name is not None and time.monotonic() >= next_name:
@@ -414,8 +412,9 @@ def is_alive(location: Location, timeout: float = 2.0) -> bool:
     deadline = time.monotonic() + timeout
     try:
         with wire.connect(location.host, location.port, timeout) as sock:
-            wire.send(sock, message.MSG_PING, [b"ping"], deadline=deadline)
-            wire.receive(sock, 1 << 16, deadline)
+            stream = wire.Stream(sock, timeout)
+            stream.send(message.MSG_PING, [b"ping"], deadline)
+            stream.receive(1 << 16, deadline)
             return True
     except (OSError, wire.PeerGone, wire.TimedOut, MalformedMessage):
         return False

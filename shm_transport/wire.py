@@ -31,7 +31,7 @@ BODY_TIMEOUT_S = 30.0
 
 _HEADER = struct.Struct(message.Message.header_format)
 _JOIN_BELOW = 1 << 16
-_RECV_WHOLE_BELOW = 1 << 18
+_RECV_AT_ONCE = 1 << 16
 _MAX_PARTS = 512  # the kernel takes 1024 buffers at once
 
 
@@ -64,7 +64,6 @@ def connect(host: str, port: int, timeout: float) -> socket.socket:
             cacerts=config.SSL_CACERTS,
         )
         sock = context.wrap_socket(sock, server_side=False, server_hostname=host)
-    tune(sock)
     return sock
 
 
@@ -77,118 +76,150 @@ def tune(sock: socket.socket) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
-def send(
-    sock: socket.socket,
-    kind: int,
-    parts: list[Any],
-    seq: int = 0,
-    flags: int = 0,
-    serializer: int = SERIALIZER_ID,
-    deadline: float | None = None,
-) -> int:
-    """Send one message made of ``parts``; how many bytes it was. Raises PeerGone or TimedOut."""
-    size = sum(len(part) for part in parts)
-    if size >= 1 << 31:
-        raise ValueError(f"a message of {size} bytes; Pyro4's frame ends at 2 GiB")
-    checksum = kind + constants.PROTOCOL_VERSION + size + serializer + flags + seq + message.Message.checksum_magic
-    header = _HEADER.pack(
-        b"PYRO", constants.PROTOCOL_VERSION, kind, flags, seq, size, serializer, 0, 0, checksum & 0xFFFF
-    )
-    try:
-        if size < _JOIN_BELOW or not hasattr(sock, "sendmsg"):
-            _limit(sock, deadline)
-            sock.sendall(b"".join([header, *parts]))
-        else:
-            _send_gathered(sock, [memoryview(part) for part in (header, *parts) if len(part)], deadline)
-    except socket.timeout:
-        raise TimedOut from None
-    except OSError as error:
-        raise PeerGone(str(error)) from None
-    return size + len(header)
+class Stream:
+    """Messages in and out over one connected socket, for one thread at a time."""
 
+    def __init__(self, sock: socket.socket, patience: float):
+        """``patience``: how many seconds a wait usually may take; other deadlines are kept at the cost of a system
+        call each."""
+        self.sock = sock
+        self._patience = patience
+        sock.settimeout(patience)
+        self._rest = b""  # received beyond the last message
+        tune(sock)
 
-def _send_gathered(sock: socket.socket, views: list[memoryview], deadline: float | None) -> None:
-    """Send without joining: large arrays go from where they lie."""
-    first = 0
-    while first < len(views):
-        _limit(sock, deadline)
+    def close(self) -> None:
+        """Close the socket."""
+        self.sock.close()
+
+    def send(
+        self,
+        kind: int,
+        parts: list[Any],
+        deadline: float,
+        seq: int = 0,
+        flags: int = 0,
+        serializer: int = SERIALIZER_ID,
+    ) -> None:
+        """Send one message made of ``parts`` by the deadline (of ``time.monotonic``). Raises PeerGone or TimedOut."""
+        size = sum(map(len, parts))
+        if size >= 1 << 31:
+            raise ValueError(f"a message of {size} bytes; Pyro4's frame ends at 2 GiB")
+        checksum = kind + constants.PROTOCOL_VERSION + size + serializer + flags + seq + message.Message.checksum_magic
+        header = _HEADER.pack(
+            b"PYRO", constants.PROTOCOL_VERSION, kind, flags, seq, size, serializer, 0, 0, checksum & 0xFFFF
+        )
         try:
-            sent = sock.sendmsg(views[first : first + _MAX_PARTS])
-        except NotImplementedError:  # TLS sockets have the method but refuse it
-            sock.sendall(b"".join(views[first:]))
-            return
-        while sent:
-            if sent >= len(views[first]):
-                sent -= len(views[first])
-                first += 1
+            self._wait_until(deadline)
+            if size < _JOIN_BELOW or not hasattr(self.sock, "sendmsg"):
+                self.sock.sendall(b"".join([header, *parts]))
             else:
-                views[first] = views[first][sent:]
-                sent = 0
+                self._send_gathered([memoryview(part) for part in (header, *parts) if len(part)], deadline)
+        except socket.timeout:
+            raise TimedOut from None
+        except OSError as error:
+            raise PeerGone(str(error)) from None
 
+    def _send_gathered(self, views: list[memoryview], deadline: float) -> None:
+        """Send without joining: large arrays go from where they lie."""
+        first = 0
+        while first < len(views):
+            self._wait_until(deadline)
+            try:
+                sent = self.sock.sendmsg(views[first : first + _MAX_PARTS])
+            except NotImplementedError:  # TLS sockets have the method but refuse it
+                self.sock.sendall(b"".join(views[first:]))
+                return
+            while sent:
+                if sent >= len(views[first]):
+                    sent -= len(views[first])
+                    first += 1
+                else:
+                    views[first] = views[first][sent:]
+                    sent = 0
 
-def receive(
-    sock: socket.socket, max_bytes: int, deadline: float | None = None, body_s: float = BODY_TIMEOUT_S
-) -> Frame:
-    """The next message. Waits for it until the deadline (None: for ever), and for its rest ``body_s`` at most.
+    def receive(self, max_bytes: int, deadline: float | None = None, body_s: float = BODY_TIMEOUT_S) -> Frame:
+        """The next message. Waits for it until the deadline (None: for ever), and for its rest ``body_s`` at most.
 
-    Raises PeerGone, TimedOut, or MalformedMessage for what is not a Pyro4 frame or is longer than ``max_bytes``, upon
-    which the connection is of no more use."""
-    try:
-        header = _receive_exactly(sock, _HEADER.size, deadline)
-        tag, version, kind, flags, seq, size, serializer, annotations, _, checksum = _HEADER.unpack(header)
-        if tag != b"PYRO" or version != constants.PROTOCOL_VERSION:
-            raise MalformedMessage("not a Pyro4 message")
-        total = kind + version + size + annotations + flags + serializer + seq + message.Message.checksum_magic
-        if checksum != total & 0xFFFF or size < 0:
-            raise MalformedMessage("a Pyro4 header whose checksum is wrong")
-        if size > max_bytes:
-            raise MalformedMessage(f"a message of {size} bytes; at most {max_bytes} are accepted")
-        body = time.monotonic() + body_s
-        deadline = body if deadline is None else min(deadline, body)
-        if annotations:
-            _receive_exactly(sock, annotations, deadline)  # an ordinary Pyro4 peer's; nothing here needs them
-        return Frame(kind, flags, seq, serializer, _receive_exactly(sock, size, deadline))
-    except socket.timeout:
-        raise TimedOut from None
-    except OSError as error:
-        raise PeerGone(str(error)) from None
+        Raises PeerGone, TimedOut, or MalformedMessage for what is not a Pyro4 frame or is longer than ``max_bytes``,
+        upon which the connection is of no more use."""
+        try:
+            data = self._rest
+            if len(data) < _HEADER.size:
+                data = self._begin(data, deadline)
+                body = time.monotonic() + body_s
+                deadline = body if deadline is None else min(deadline, body)
+                while len(data) < _HEADER.size:
+                    data += self._more(_RECV_AT_ONCE, deadline)
+            elif deadline is None:
+                deadline = time.monotonic() + body_s
+            kind, flags, seq, size, serializer, annotations = _parse_header(data)
+            if size > max_bytes:
+                raise MalformedMessage(f"a message of {size} bytes; at most {max_bytes} are accepted")
+            start = _HEADER.size + annotations  # an ordinary Pyro4 peer's; nothing here needs them
+            while len(data) < start:
+                data += self._more(start - len(data), deadline)
+            end = start + size
+            if len(data) >= end:
+                self._rest = data[end:]
+                return Frame(kind, flags, seq, serializer, data[start:end])
+            self._rest = b""
+            return Frame(kind, flags, seq, serializer, self._complete(data[start:], size, deadline))
+        except socket.timeout:
+            raise TimedOut from None
+        except OSError as error:
+            raise PeerGone(str(error)) from None
 
+    def _begin(self, data: bytes, deadline: float | None) -> bytes:
+        """Wait for a message to begin. A short one arrives whole."""
+        while True:
+            try:
+                return data + self._more(_RECV_AT_ONCE, deadline)
+            except socket.timeout:
+                if deadline is not None:
+                    raise
 
-def _receive_exactly(sock: socket.socket, size: int, deadline: float | None) -> Any:
-    if size == 0:
-        return b""
-    _limit(sock, deadline)
-    if size < _RECV_WHOLE_BELOW:
-        data = sock.recv(size)
-        if len(data) == size:
-            return data
+    def _more(self, size: int, deadline: float | None) -> bytes:
+        if deadline is not None:
+            self._wait_until(deadline)
+        data = self.sock.recv(size)
         if not data:
             raise PeerGone("closed by the other side")
-    else:
-        data = b""
-    # Memory that numpy has not touched is not yet taken: a header that promises much costs nothing.
-    whole = np.empty(size, np.uint8)
-    view = memoryview(whole)
-    view[: len(data)] = data
-    at = len(data)
-    while at < size:
-        _limit(sock, deadline)
-        count = sock.recv_into(view[at:])
-        if count == 0:
-            raise PeerGone("closed by the other side in the middle of a message")
-        at += count
-    whole.flags.writeable = False
-    return memoryview(whole)
+        return data
+
+    def _complete(self, data: bytes, size: int, deadline: float) -> memoryview:
+        """The rest of a long payload. Memory that numpy has not touched is not yet taken, so that a header which
+        promises much costs nothing."""
+        whole = np.empty(size, np.uint8)
+        view = memoryview(whole)
+        view[: len(data)] = data
+        at = len(data)
+        while at < size:
+            self._wait_until(deadline)
+            count = self.sock.recv_into(view[at:])
+            if count == 0:
+                raise PeerGone("closed by the other side in the middle of a message")
+            at += count
+        return view.toreadonly()
+
+    def _wait_until(self, deadline: float) -> None:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimedOut
+        if abs(left - self._patience) > 0.05 * self._patience:
+            self._patience = left
+            self.sock.settimeout(left)
 
 
-def _limit(sock: socket.socket, deadline: float | None) -> None:
-    if deadline is None:
-        sock.settimeout(None)
-        return
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimedOut
-    sock.settimeout(left)
+def _parse_header(data: bytes) -> tuple[int, int, int, int, int, int]:
+    """Message type, flags, sequence number, payload bytes, serialiser and bytes of annotations."""
+    tag, version, kind, flags, seq, size, serializer, annotations, _, checksum = _HEADER.unpack_from(data)
+    if tag != b"PYRO" or version != constants.PROTOCOL_VERSION:
+        raise MalformedMessage("not a Pyro4 message")
+    total = kind + version + size + annotations + flags + serializer + seq + message.Message.checksum_magic
+    if checksum != total & 0xFFFF or size < 0:
+        raise MalformedMessage("a Pyro4 header whose checksum is wrong")
+    return kind, flags, seq, size, serializer, annotations
 
 
 def peer_closed(sock: socket.socket) -> bool:
