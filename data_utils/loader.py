@@ -200,6 +200,17 @@ class _WorkersLost(Exception):
         self.dead = dead
 
 
+def batches_per_epoch(samples: int, batch_size: int) -> int:
+    """Of one rank, which has ``samples`` per epoch. Raises ``DataError`` where they fill no batch."""
+    if samples < batch_size:
+        raise DataError(
+            f"an epoch has {samples} samples per rank, less than one batch of {batch_size}; "
+            "raise sample_multiplex or lower the batch size",
+            "location",
+        )
+    return samples // batch_size
+
+
 def build_loader(
     datasets: Sequence[H5DatasetMapBase],
     *,
@@ -255,12 +266,8 @@ def build_loader(
         items = sum(sizes) if lengths is None else sum(int(frames.sum()) for frames in lengths)
         length = items * multiplex if num_samples is None else num_samples
         sampler = DistributedWeightedSampler(sizes, weights, length, **common)
-    if train and len(sampler) < batch_size:
-        raise DataError(
-            f"an epoch has {len(sampler)} samples per rank, less than one batch of {batch_size}; "
-            "raise sample_multiplex or lower the batch size",
-            "location",
-        )
+    if train:
+        batches_per_epoch(len(sampler), batch_size)
     collate = Collator(
         tokenize,
         pad_id,

@@ -10,7 +10,9 @@ trains. Activations follow a model, per sample:
     frozen   features x tokens x C
 
 of 2 bytes under bf16, else 4, for h the expert's width, C the VLM's, I its MLP's, q, k, v its heads', d and m the
-vision tower's. A prompt counts as 48 tokens. CUDA's own memory (about 1 GiB) and fragmentation come on top.
+vision tower's. A prompt counts as 48 tokens. Under bf16 a copy of every float32 matrix that trains is added, which
+autocast keeps through the step on every GPU, whatever is sharded. CUDA's own memory (about 1 GiB) and fragmentation
+come on top.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from apt.checkpoint import format_bytes
 from apt.configs import TrainConfig
 from apt.encoders.hub import load_config
 from data_utils.datasets import get_dataset_class
+from data_utils.loader import batches_per_epoch
 
 PROMPT_TOKENS = 48
 STRATEGIES = ("DDP", "ZeRO-2", "ZeRO-3")
@@ -40,6 +43,8 @@ class Count:
     frozen: int
     trained_bytes: int
     frozen_bytes: int
+    cast_bytes: int
+    """Of the bf16 copies of float32 matrices that train, as autocast makes them."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +87,17 @@ def _count(module: torch.nn.Module) -> Count:
     for parameter in module.parameters():
         numbers[parameter.requires_grad][0] += parameter.numel()
         numbers[parameter.requires_grad][1] += parameter.numel() * parameter.element_size()
-    return Count(numbers[True][0], numbers[False][0], numbers[True][1], numbers[False][1])
+    # A head that is tied to the token embedding is no matrix of the step: nothing is generated.
+    tied = {id(m.weight) for m in module.modules() if isinstance(m, torch.nn.Embedding)}
+    matrices = [m.weight for m in module.modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv3d))]
+    cast = [w for w in matrices if w.requires_grad and w.dtype == torch.float32 and id(w) not in tied]
+    return Count(
+        numbers[True][0], numbers[False][0], numbers[True][1], numbers[False][1], sum(2 * w.numel() for w in cast)
+    )
 
 
 def activation_bytes(config: TrainConfig) -> float:
-    """Of one step on one process, by this file's model."""
+    """Of one step on one process, by this file's model; copies of weights included."""
     qwen, expert = load_config(config.vlm), config.vla_config().expert_config()
     text, vision = qwen.text_config, qwen.vision_config
     data = config.data_configs()
@@ -111,7 +122,9 @@ def activation_bytes(config: TrainConfig) -> float:
             if config.use_gradient_checkpointing:
                 kept = vision.depth * vision.hidden_size + layer
             numbers += images // vision.patch_size**2 * kept
-    return float(numbers * config.bs * (2 if config.fp16 else 4))
+    if not config.fp16:
+        return float(4 * numbers * config.bs)
+    return float(2 * numbers * config.bs + sum(part.cast_bytes for part in count_parameters(config)))
 
 
 def estimate_memory(config: TrainConfig, strategy: str, processes: int) -> Memory:
@@ -143,43 +156,74 @@ def describe_plan(config: TrainConfig, processes: int) -> str:
 
     Args:
         processes: of the whole job.
+    Raises:
+        DataError: the data cannot be found, or fill no batch.
     """
     expert, vlm = count_parameters(config)
-    batch = config.bs * processes * config.gradient_accumulation_steps
-    names = ", ".join(config.dataset_classes)
+    start = f"run {config.name}" if config.resume else config.pretrained_ckpt or "fresh weights"
+    rates = f"{config.max_lr:g}"
+    if config.vla_config().vlm_mode != "frozen":
+        rates = f"expert {rates}, VLM {config.max_lr if config.vlm_lr is None else config.vlm_lr:g}"
+    lines = [
+        f"plan of stage {config.train_stage}, run {config.name!r} from {start} (nothing is trained or written)",
+        f"  expert      {_millions(expert)}",
+        f"  VLM         {_millions(vlm)}; {config.vlm}, {config.vla_config().vlm_mode}",
+        *_describe_steps(config, processes),
+        f"  rate        {rates}; {config.num_warmup} steps of linear warm-up, then constant",
+        f"  disk        {_describe_disk(config)}",
+        f"  memory      per GPU of {processes}, estimated; CUDA's own (about 1 GiB) and fragmentation come on top",
+        *_memory_table(config, processes),
+    ]
+    return "\n".join(lines)
+
+
+def _describe_steps(config: TrainConfig, processes: int) -> list[str]:
     datasets = [
         get_dataset_class(name)(config=data, train_stage=config.train_stage, seed=config.seed)
         for name, data in zip(config.dataset_classes, config.data_configs(), strict=True)
     ]
     episodes = sum(len(dataset) for dataset in datasets)
     frames = sum(int(dataset.lengths.sum()) for dataset in datasets)
-    epoch = config.sample_multiplex * (frames if config.sample_by == "frame" else episodes)
-    start = f"run {config.name}" if config.resume else config.pretrained_ckpt or "fresh weights"
+    items = config.sample_multiplex * (frames if config.sample_by == "frame" else episodes)
+    epoch = batches_per_epoch(items // processes, config.bs) * config.bs * processes  # the rest fills no batch
+    batch = config.bs * processes * config.gradient_accumulation_steps
+    return [
+        f"  data        {episodes} episodes, {frames} frames of {', '.join(config.dataset_classes)}",
+        f"  steps       {config.max_iterations} of {batch} samples ({processes} processes x {config.bs} x "
+        f"{config.gradient_accumulation_steps}): {config.max_iterations * batch / epoch:.2f} epochs of {epoch} samples",
+    ]
+
+
+def _describe_disk(config: TrainConfig) -> str:
     size, numbered = checkpoint_bytes(config), config.max_iterations // config.save_interval
     wanted = Path(config.ckpt_dir).absolute()
     folder = next(path for path in (wanted, *wanted.parents) if path.exists())
-    lines = [
-        f"plan of stage {config.train_stage}, run {config.name!r} from {start} (nothing is trained or written)",
-        f"  expert      {_millions(expert)}",
-        f"  VLM         {_millions(vlm)}; {config.vlm}, {config.vla_config().vlm_mode}",
-        f"  data        {episodes} episodes, {frames} frames of {names}",
-        f"  steps       {config.max_iterations} of {batch} samples ({processes} processes x {config.bs} x "
-        f"{config.gradient_accumulation_steps}): {config.max_iterations * batch / epoch:.2f} epochs of {epoch} samples",
-        f"  disk        {format_bytes(size)} per checkpoint; latest, best and {numbered} numbered: "
+    cache = f"; features: {config.cache_limit_gb:g} GB at most in {config.cache_vlm_features}"
+    return (
+        f"{format_bytes(size)} per checkpoint; latest, best and {numbered} numbered: "
         f"{format_bytes((numbered + 2) * size)}, and {format_bytes(size)} while one is replaced; "
-        f"{format_bytes(shutil.disk_usage(folder).free)} free in {folder}",
-        f"  memory      per GPU of {processes}, estimated: weights + gradients + optimiser + EMA + activations",
-    ]
-    for mode in ("frozen", "lora", "full") if config.train_stage == 1 else ("frozen",):
-        other = dataclasses.replace(config, vlm_finetune_mode=mode)
+        f"{format_bytes(shutil.disk_usage(folder).free)} free in {folder}"
+        + (cache if config.cache_vlm_features else "")
+    )
+
+
+def _memory_table(config: TrainConfig, processes: int) -> list[str]:
+    """A line per mode of the VLM and strategy, this run's marked, under a line of titles."""
+    titles = (*(field.name for field in dataclasses.fields(Memory)), "total")
+    lines = [" " * 29 + "".join(f"{title:>12}" for title in titles)]
+    own = config.vla_config().vlm_mode
+    modes = [("frozen", False), ("lora", False), ("lora", True), ("full", False), ("full", True)]
+    for mode, checkpointing in modes if config.train_stage == 1 else modes[:1]:
+        changes = {"vlm_finetune_mode": mode, "use_gradient_checkpointing": checkpointing, "cache_vlm_features": None}
+        other = dataclasses.replace(config, **changes)
+        is_own = mode == own and (mode == "frozen" or checkpointing == config.use_gradient_checkpointing)
         for strategy in STRATEGIES:
             memory = estimate_memory(other, strategy, processes)
-            chosen = mode == config.vla_config().vlm_mode and strategy == _strategy(config)
-            sizes = " + ".join(format_bytes(value) for value in dataclasses.astuple(memory))
-            lines.append(
-                f"  {'->' if chosen else '  '}{mode:>8} {strategy:<7} {format_bytes(memory.total):>9} = {sizes}"
-            )
-    return "\n".join(lines)
+            chosen = is_own and strategy == _strategy(config)
+            label = f"{'->' if chosen else '  '} {mode}{' --gc' if checkpointing else ''}"
+            sizes = (*dataclasses.astuple(memory), memory.total)
+            lines.append(f"  {label:<16}{strategy:<11}" + "".join(f"{format_bytes(value):>12}" for value in sizes))
+    return lines
 
 
 def _strategy(config: TrainConfig) -> str:
