@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from examples.libero.simulator import LiberoEnv
 
 NOOP = 1e-4  # of an action's six numbers for the arm: below it, the arm is told to stay
-STATE_ATTR, FIXTURES_ATTR, TASK_ATTR = "libero_initial_state", "libero_fixtures", "libero_task"
+STATE_ATTR, FIXTURES_ATTR = "libero_initial_state", "libero_fixtures"
+TASK_ATTR, BENCHMARK_ATTR = "libero_task", "libero_benchmark"
 
 
 @dataclass(frozen=True)
@@ -121,16 +122,8 @@ class LiberoConverter:
             env.step(action)
         if not env.success():
             raise Skipped("the replay does not end in success")
-        attributes = {
-            "source": demo.source,
-            "source_format": "libero",
-            TASK_ATTR: f"{demo.task.suite}/{demo.task.name}",
-            STATE_ATTR: json.dumps(demo.initial_state.tolist()),  # texts of floats are exact
-            FIXTURES_ATTR: json.dumps({name: pose.tolist() for name, pose in recording.fixtures.items()}),
-            "libero_steps_dropped": len(demo.actions) - len(kept),
-            "libero_versions": ", ".join(f"{name} {version}" for name, version in environment.versions().items()),
-        }
-        return recording.episode(demo.prompts, attributes)
+        attributes = recording.origin(demo.source, demo.initial_state)
+        return recording.episode(demo.prompts, attributes | {"libero_steps_dropped": len(demo.actions) - len(kept)})
 
     def _environment(self, task: LiberoTask) -> "LiberoEnv":
         if self._env is None or self._env.task != task:
@@ -169,6 +162,25 @@ class Recording:
         for camera in self.frames:
             self.frames[camera].append(self.env.rgb(camera))
             self.poses[camera].append(self.env.world_from_cam(camera))
+
+    def origin(self, source: str, initial_state: np.ndarray) -> dict[str, str]:
+        """Attributes of the episode that say where it comes from, and all that it takes to repeat it.
+
+        Args:
+            source: for people.
+            initial_state: (D,) of the first frame.
+        """
+        task = self.env.task
+        versions = environment.versions(task.benchmark)
+        return {
+            "source": source,
+            "source_format": task.benchmark,
+            TASK_ATTR: f"{task.suite}/{task.name}",
+            BENCHMARK_ATTR: task.benchmark,
+            STATE_ATTR: json.dumps(initial_state.tolist()),  # texts of floats are exact
+            FIXTURES_ATTR: json.dumps({name: pose.tolist() for name, pose in self.fixtures.items()}),
+            "libero_versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        }
 
     def episode(self, prompts: list[str], attributes: dict) -> EpisodeData:
         cameras = {

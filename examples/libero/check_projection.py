@@ -21,7 +21,6 @@ from data_utils.h5io import Episode
 from examples.errors import SimulatorError
 from examples.libero import environment
 from examples.libero.replay import episode_files, follow, initial_state, start
-from examples.libero.tasks import find_task
 from infer_utils.draw_traj import RECORDED, draw_trajectory, enlarge, project
 
 COMMAND = "examples.libero.check_projection"
@@ -74,10 +73,10 @@ def check(path: Path) -> dict[str, Verdict]:
     """Camera -> verdict for an episode, by replaying it."""
     simulator = environment.import_simulator()
     with Episode(path) as episode:
-        name, state, fixtures = initial_state(episode)
+        task, state, fixtures = initial_state(episode)
         height = episode.rgb(episode.cameras[0], 0).shape[0]
         counts = {camera: np.zeros(3, int) for camera in episode.cameras}
-        with simulator.LiberoEnv(find_task(name), height) as env:
+        with simulator.LiberoEnv(task, height) as env:
             start(env, state, fixtures)
             for frame in follow(env, episode):
                 position = episode.world_from_ee[frame, 0, :3, 3]

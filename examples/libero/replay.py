@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from data_utils.cli import CommandLineError, parse
-from data_utils.convert.libero import FIXTURES_ATTR, STATE_ATTR, TASK_ATTR
+from data_utils.convert.libero import BENCHMARK_ATTR, FIXTURES_ATTR, STATE_ATTR, TASK_ATTR
 from data_utils.errors import DataError
 from data_utils.h5io import Episode
 from examples.errors import SimulatorError
 from examples.libero import environment
 from examples.libero.control import libero_action
-from examples.libero.tasks import find_task
+from examples.libero.tasks import LiberoTask, find_task
 
 COMMAND = "examples.libero.replay"
 SETTLE_STEPS = 10  # the last target is held for as long as it takes to succeed, and no longer than this
@@ -67,8 +67,7 @@ def replay_all(files: list[Path]) -> list[dict]:
     outcomes, env = [], None
     for path in files:
         with Episode(path) as episode:
-            name, state, fixtures = initial_state(episode)
-            task = find_task(name)
+            task, state, fixtures = initial_state(episode)
             if env is None or env.task != task:
                 if env is not None:
                     env.close()
@@ -77,24 +76,26 @@ def replay_all(files: list[Path]) -> list[dict]:
             recorded = episode.world_from_ee[:, 0, :3, 3]
             deviations = [np.linalg.norm(env.world_from_ee[:3, 3] - recorded[frame]) for frame in follow(env, episode)]
             success = settle(env, episode)
+        name = f"{task.suite}/{task.name}"
         outcome = {"task": name, "episode": path.stem, "success": success, "steps": env.time}
         outcomes.append(outcome | {"deviation": float(max(deviations))})
         print(f"{name}/{path.stem}: {'success' if success else 'FAILURE'} after {env.time} steps", flush=True)
     return outcomes
 
 
-def initial_state(episode: Episode) -> tuple[str, np.ndarray, dict[str, np.ndarray]]:
-    """``suite/task``, the MuJoCo state (D,) of the first frame, and the fixtures' poses.
+def initial_state(episode: Episode) -> tuple[LiberoTask, np.ndarray, dict[str, np.ndarray]]:
+    """The task, the MuJoCo state (D,) of the first frame, and the fixtures' poses.
 
-    Raises DataError where the episode was not converted from LIBERO.
+    Raises DataError where the episode does not come from LIBERO, SimulatorError where its task is not installed.
     """
     attributes = episode.attributes
     missing = [key for key in (TASK_ATTR, STATE_ATTR, FIXTURES_ATTR) if key not in attributes]
     if missing or not episode.has_desired:
-        what = f"has no {missing[0] if missing else 'ee_pose_desired'}; wanted an episode converted from LIBERO"
-        raise DataError(f"{episode.path}: {what}")
+        what = f"has no {missing[0] if missing else 'ee_pose_desired'}"
+        raise DataError(f"{episode.path}: {what}; wanted an episode converted from LIBERO or recorded in it")
     fixtures = {name: np.array(pose) for name, pose in json.loads(attributes[FIXTURES_ATTR]).items()}
-    return str(attributes[TASK_ATTR]), np.array(json.loads(attributes[STATE_ATTR])), fixtures
+    task = find_task(str(attributes[TASK_ATTR]), str(attributes.get(BENCHMARK_ATTR, "libero")))
+    return task, np.array(json.loads(attributes[STATE_ATTR])), fixtures
 
 
 def start(env, state: np.ndarray, fixtures: dict[str, np.ndarray]) -> None:

@@ -42,8 +42,8 @@ class EpisodeKey:
 class Start:
     """Where an episode begins."""
 
-    state: np.ndarray
-    """MuJoCo state (D,)."""
+    state: np.ndarray | None = None
+    """MuJoCo state (D,); None: everything is where it was drawn at reset."""
     fixtures: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Poses (7,) of fixtures, which states do not hold; those left out are drawn at reset."""
     wait_steps: int = WAIT_STEPS
@@ -116,7 +116,8 @@ def begin_at(env: LiberoEnv, start: Start, seed: int) -> None:
     """Put ``env`` at a start and let things come to rest; what the start does not tell is drawn from ``seed``."""
     env.reset(seed)
     env.set_fixtures(start.fixtures)
-    env.set_state(start.state)
+    if start.state is not None:
+        env.set_state(start.state)
     for _ in range(start.wait_steps):
         env.step(WAITING)
     env.time = 0

@@ -22,11 +22,12 @@ import tyro
 from tqdm import tqdm
 
 from data_utils.h5io import EpisodeWriter
+from examples.disturbance import Disturbance
 from examples.errors import SimulatorError
 from examples.headless import select_gl
 from examples.pickplace.env import PickPlaceEnv
 from examples.pickplace.expert import ScriptedExpert
-from examples.pickplace.rollout import Disturbance, run_episode
+from examples.pickplace.rollout import run_episode
 from examples.pickplace.scene import load_scene
 
 MAX_ATTEMPTS = 10

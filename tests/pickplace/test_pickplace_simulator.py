@@ -10,12 +10,13 @@ import pytest
 
 from data_utils.h5io import Episode
 from examples.control import pose_to_action
+from examples.disturbance import Disturbance
 from examples.pickplace.env import PickPlaceEnv
 from examples.pickplace.evaluate import EVALUATION_STREAM, EvaluateConfig, evaluate
 from examples.pickplace.expert import ScriptedExpert
 from examples.pickplace.policies import ModelPolicy, RandomPolicy, ReplayPolicy
 from examples.pickplace.record import RecordConfig, read_dataset, record, record_episode
-from examples.pickplace.rollout import Disturbance, run_episode
+from examples.pickplace.rollout import run_episode
 from examples.pickplace.scene import Task, load_scene
 from infer_utils.draw_traj import project
 
