@@ -188,7 +188,12 @@ def evaluate(config: EvaluateConfig) -> list[tuple[str, Counter[bool]]]:
                 row = Row(key.task_id, key.episode_id, result.success, episode.instruction)
                 seeds = {purpose: key.derived_seed(purpose) for purpose in ("scene", "policy")}
                 results[key.suite].add(
-                    row, steps=result.steps, queries=result.queries, seconds=round(outcome.seconds, 2), seeds=seeds
+                    row,
+                    task=episode.task.name,
+                    steps=result.steps,
+                    queries=result.queries,
+                    seconds=round(outcome.seconds, 2),
+                    seeds=seeds,
                 )
 
         runner = EpisodeRunner(

@@ -31,6 +31,7 @@ from examples.pickplace.record import read_dataset
 from examples.pickplace.rollout import EpisodeResult, Policy, run_episode
 from examples.pickplace.scene import Task
 from examples.pickplace.video import episode_view
+from examples.statistics import wilson_interval
 from infer_utils.video import VideoWriter
 
 EVALUATION_STREAM = 2  # last number of every seed here: initial states that no recording has
@@ -73,16 +74,6 @@ class EvaluateConfig:
         for policy, name, path in (("model", "ckpt", self.ckpt), ("replay", "demos", self.demos)):
             if self.policy == policy and (path is None or not path.exists()):
                 raise ValueError(f"--policy {policy} needs an existing --{name}; given: {path}")
-
-
-def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
-    """95% interval of a success rate (Wilson's score interval), as fractions."""
-    if trials == 0:
-        return 0.0, 1.0
-    rate = successes / trials
-    centre = (rate + z * z / (2 * trials)) / (1 + z * z / trials)
-    half = z / (1 + z * z / trials) * np.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
 def evaluate(config: EvaluateConfig) -> dict:

@@ -11,10 +11,11 @@ from scipy.spatial.transform import Rotation
 from examples.control import MAX_TRANSLATION, limit_pose, pose_to_action
 from examples.errors import SimulatorError
 from examples.headless import select_gl
-from examples.pickplace.evaluate import EvaluateConfig, wilson_interval
+from examples.pickplace.evaluate import EvaluateConfig
 from examples.pickplace.policies import interpolate_trajectory
 from examples.pickplace.record import RecordConfig
 from examples.pickplace.scene import SCENES_DIR, load_scene
+from examples.statistics import wilson_interval
 
 
 def write_scene(folder, change):
