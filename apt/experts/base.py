@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from enum import IntEnum
 
 import torch
 
@@ -16,7 +15,9 @@ from apt.action_transform import ACTION_DIM, GRIPPER, ROTATION, STATE_DIM, TRANS
 from apt.layers.rotations import make_transform, rotation_from_quaternion
 
 
-class Modality(IntEnum):
+class Modality:
+    """What a token is. Plain numbers: torch.compile does not follow a comparison of a tensor with an enum's member."""
+
     PAD = 0
     VISION = 1
     LANGUAGE = 2
