@@ -184,7 +184,10 @@ class ShmProxy:
             raise TransportError(
                 f"{location} accepts connections but gives no answer; is the service suspended?"
             ) from None
-        except (wire.PeerGone, MalformedMessage) as error:
+        except wire.PeerGone as error:
+            channel.close()
+            raise TransportError(f"{location} broke off the handshake ({error}); is the service ending?") from None
+        except MalformedMessage as error:
             channel.close()
             raise TransportError(
                 f"what listens at {location} speaks another protocol ({error}); is {self._name!r} the right name?"

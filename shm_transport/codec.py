@@ -12,7 +12,7 @@ marked by ``dive_into``, and torch tensors, which go as arrays. A byte says what
     D u32 name u32 (u32 field, node)...      dataclass
     a u16 head pad raw                       array, its data at the next multiple of 16
     m u16 head u64                           array, its data at this offset of the writer's shared segment
-    g, like a                                numpy scalar
+    g, like a                                numpy scalar (numpy's str and bytes go as Python's)
 
 head: u16 and numpy's type string ("<f4") or, if structured, the literal that .npy files use; u8 and as many u64, the
 shape; u64, the bytes.
