@@ -22,7 +22,8 @@ from examples.libero.benchmarks import find_benchmark
 
 ROOT = Path(__file__).parents[2]
 VENV = ROOT / ".venv-libero"
-SETUP = "bash scripts/setup_libero.sh --assets DIR"
+SETUP = "bash examples/libero/setup.sh --assets DIR"
+_PINS = Path(__file__).with_name("requirements.txt")
 _PHYSICS = ("mujoco", "robosuite", "bddl")
 
 
@@ -74,6 +75,16 @@ def versions(benchmark: str = "libero") -> dict[str, str]:
     """Distribution -> version, of everything that an episode's outcome depends on."""
     names = (*_PHYSICS, find_benchmark(benchmark).distribution)
     return {name: importlib.metadata.version(name) for name in names}
+
+
+def unpinned(versions: dict[str, str]) -> list[str]:
+    """A line of warning for every package whose version is not the pinned one, which results depend on."""
+    pins = dict(line.split("==") for line in _PINS.read_text(encoding="utf-8").split() if "==" in line)
+    return [
+        f"warning: {name} is {version}, not the pinned {pins[name]}: results may differ from others'"
+        for name, version in versions.items()
+        if name in pins and version != pins[name]
+    ]
 
 
 def import_simulator(benchmark: str = "libero") -> ModuleType:

@@ -30,7 +30,6 @@ from shm_transport import TransportError
 
 COMMAND = "examples.libero.evaluate"
 PROGRAM = "bash examples/libero/test_libero.sh"
-PINNED = environment.ROOT / "examples/libero/requirements.txt"
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,7 @@ def evaluate(config: EvaluateConfig) -> list[tuple[str, Counter[bool]]]:
         os.environ["MUJOCO_EGL_DEVICE_ID"] = str(config.gpu)
         select_gl()
     versions = environment.versions(config.benchmark)
-    for line in [*_warnings(work), *unpinned(versions)]:
+    for line in [*_warnings(work), *environment.unpinned(versions)]:
         print(line, file=sys.stderr)
 
     outcomes = [(suite.suite, Counter[bool]()) for suite in work]
@@ -203,16 +202,6 @@ def evaluate(config: EvaluateConfig) -> list[tuple[str, Counter[bool]]]:
         for opened in results.values():
             opened.write()  # also where nothing was missing: repaired, and with this run's remarks
     return outcomes
-
-
-def unpinned(versions: dict[str, str]) -> list[str]:
-    """A line of warning for every package whose version is not the pinned one, which results depend on."""
-    pins = dict(line.split("==") for line in PINNED.read_text(encoding="utf-8").split() if "==" in line)
-    return [
-        f"warning: {name} is {version}, not the pinned {pins[name]}: results may differ from others'"
-        for name, version in versions.items()
-        if name in pins and version != pins[name]
-    ]
 
 
 def _warnings(work: list[SuiteWork]) -> list[str]:

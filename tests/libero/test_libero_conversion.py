@@ -252,7 +252,7 @@ def test_a_command_goes_on_in_libero_s_environment_with_its_arguments(tmp_path):
 
 
 def test_other_programs_are_told_what_to_set_up():
-    with pytest.raises(SimulatorError, match=r"run: bash scripts/setup_libero\.sh --assets DIR"):
+    with pytest.raises(SimulatorError, match=r"run: bash examples/libero/setup\.sh --assets DIR"):
         enter_libero("data_utils.convert")  # this process is pytest's
 
 
@@ -263,11 +263,12 @@ def test_other_programs_are_told_what_to_set_up():
         (["--asset", "x"], 2, "error: unknown argument --asset"),
         (["--assets", "nowhere"], 1, "error: --assets nowhere: no such folder"),
         (["--assets", "tests"], 1, "error: --assets tests holds no folder 'scenes'; wanted the folder libero"),
+        (["--plus-assets", "tests"], 1, "error: --plus-assets tests holds no folder 'scenes'; wanted assets.zip"),
     ],
 )  # fmt: skip
 def test_the_set_up_says_what_is_wrong_before_it_does_anything(arguments, code, says):
     done = subprocess.run(
-        ["bash", "scripts/setup_libero.sh", *arguments], cwd=REPOSITORY, capture_output=True, text=True
+        ["bash", "examples/libero/setup.sh", *arguments], cwd=REPOSITORY, capture_output=True, text=True
     )
     assert done.returncode == code and says in done.stdout + done.stderr
     assert code == 0 or done.stderr.count("\n") == 1

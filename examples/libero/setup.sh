@@ -1,31 +1,43 @@
 #!/usr/bin/env bash
-# Make LIBERO's environment: .venv-libero with the pinned simulator, its meshes and textures, a headless OpenGL library.
-# Safe to run again: it does only what is missing. Uses an interpreter given as $PYTHON, else the newest of 3.10-3.12.
+# Make LIBERO's environment: .venv-libero with the pinned simulator and the three benchmarks' packages, their meshes and
+# textures, a headless OpenGL library. Safe to run again: it does only what is missing. Uses an interpreter given as
+# $PYTHON, else the newest of 3.10-3.12.
 set -euo pipefail
 fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
-say() { printf '[setup_libero] %s\n' "$*"; }
+say() { printf '[setup] %s\n' "$*"; }
 ORIGIN="the folder libero/libero/assets of https://github.com/Lifelong-Robot-Learning/LIBERO"
-assets="" copy=""
+PLUS_ORIGIN="assets.zip of https://huggingface.co/datasets/Sylvest/LIBERO-plus, unpacked"
+assets="" plus_assets="" copy="" check=""
 while [ $# -gt 0 ]; do
     case "$1" in
         --assets) [ $# -gt 1 ] || fail "--assets needs a folder"; assets="$2"; shift ;;
         --assets=*) assets="${1#*=}" ;;
+        --plus-assets) [ $# -gt 1 ] || fail "--plus-assets needs a folder"; plus_assets="$2"; shift ;;
+        --plus-assets=*) plus_assets="${1#*=}" ;;
         --copy) copy="yes" ;;
+        --check) check="yes" ;;
         -h | --help)
-            echo 'usage: bash scripts/setup_libero.sh [--assets DIR [--copy]]   (PYTHON=... chooses the interpreter)'
-            echo "  --assets DIR  LIBERO's meshes and textures: $ORIGIN"
-            echo '  --copy        copy them into the environment; without it, they are linked to where they are'
+            echo 'usage: bash examples/libero/setup.sh [--assets DIR] [--plus-assets DIR] [--copy] [--check]'
+            echo "  --assets DIR       LIBERO's meshes and textures: $ORIGIN"
+            echo "  --plus-assets DIR  LIBERO-plus's: $PLUS_ORIGIN; without them, LIBERO's stand in"
+            echo '  --copy             copy them into the environment; without it, they are linked to where they are'
+            echo '  --check            then step and render a scene of every suite'
+            echo 'PYTHON=... chooses the interpreter'
             exit 0 ;;
-        *) printf 'error: unknown argument %s; see bash scripts/setup_libero.sh --help\n' "$1" >&2; exit 2 ;;
+        *) printf 'error: unknown argument %s; see bash examples/libero/setup.sh --help\n' "$1" >&2; exit 2 ;;
     esac
     shift
 done
-if [ -n "$assets" ]; then
-    [ -d "$assets" ] || fail "--assets $assets: no such folder"
-    [ -d "$assets/scenes" ] || fail "--assets $assets holds no folder 'scenes'; wanted $ORIGIN"
-    assets="$(cd "$assets" && pwd)"
-fi
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# usage: asset_folder FLAG DIR ORIGIN; prints the folder's whole path
+asset_folder() {
+    [ -n "$2" ] || return 0
+    [ -d "$2" ] || fail "$1 $2: no such folder"
+    [ -d "$2/scenes" ] || fail "$1 $2 holds no folder 'scenes'; wanted $3"
+    (cd "$2" && pwd)
+}
+assets="$(asset_folder --assets "$assets" "$ORIGIN")"
+plus_assets="$(asset_folder --plus-assets "$plus_assets" "$PLUS_ORIGIN")"
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 suits() { "$1" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1; }
 # Run as root where we are root or may become it without being asked.
@@ -62,15 +74,22 @@ if [ "$(cat .venv-libero/apt-requirements 2>/dev/null)" != "$wanted" ]; then
     printf '%s' "$wanted" > .venv-libero/apt-requirements
 fi
 
+packages="$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+# usage: place DIR PACKAGE; DIR becomes the package's assets
+place() {
+    local target="$packages/$2/$2/assets"
+    [ ! -L "$target" ] || rm "$target"
+    [ ! -e "$target" ] || { [ -n "$copy" ] && rm -rf "$target"; } || fail "$target is a folder; remove it, or add --copy to replace it"
+    if [ -n "$copy" ]; then cp -r "$1" "$target"; else ln -s "$1" "$target"; fi
+    say "assets of $2 $([ -n "$copy" ] && echo copied || echo linked) from $1"
+}
 if [ -n "$assets" ]; then
-    packages="$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
-    for target in "$packages/libero/libero/assets" "$packages/liberopro/liberopro/assets"; do
-        [ -L "$target" ] && rm "$target"
-        [ ! -e "$target" ] || { [ -n "$copy" ] && rm -rf "$target"; } || fail "$target is a folder; remove it, or add --copy to replace it"
-        if [ -n "$copy" ]; then cp -r "$assets" "$target"; else ln -s "$assets" "$target"; fi
-    done
-    say "assets $([ -n "$copy" ] && echo copied || echo linked) from $assets"
+    place "$assets" libero
+    place "$assets" liberopro
+    # LIBERO's stand in for LIBERO-plus's, which hold them and more, until those are there.
+    [ -n "$plus_assets" ] || [ -e "$packages/liberoplus/liberoplus/assets" ] || place "$assets" liberoplus
 fi
+[ -z "$plus_assets" ] || place "$plus_assets" liberoplus
 
 opens_gl() { "$python" -c 'from examples.headless import select_gl; select_gl()'; }
 if ! opens_gl 2>/dev/null; then
@@ -81,5 +100,6 @@ fi
 if "$python" -c 'from examples.libero.environment import check_assets; check_assets()' 2>/dev/null; then
     say "ready: .venv-libero, $("$python" -c 'from examples.libero.environment import versions; print(", ".join(map(" ".join, versions().items())))')"
 else
-    say "installed, but without LIBERO's meshes and textures; get $ORIGIN and run: bash scripts/setup_libero.sh --assets DIR"
+    say "installed, but without LIBERO's meshes and textures; get $ORIGIN and run: bash examples/libero/setup.sh --assets DIR"
 fi
+[ -z "$check" ] || exec "$python" -m examples.libero.check
