@@ -96,6 +96,16 @@ def _statistics(mean: tuple[float, ...], std: tuple[float, ...], device: torch.d
     return torch.tensor(mean, device=device), torch.tensor(std, device=device)
 
 
+@torch.compiler.assume_constant_result  # cached above: a compiled graph holds the tensors, not their making
+def _constants(
+    rows: int, columns: int, merge: int, table_side: int, head_dim: int, theta: float,
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device,
+) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    """:class:`_Grid`'s tensors, mean and standard deviation."""
+    grid = _grid(rows, columns, merge, table_side, head_dim, theta, device)
+    return (grid.taps, grid.tap_weights, grid.cos, grid.sin, *_statistics(mean, std, device))
+
+
 class VisionTower:
     """Runs the modules of a Hugging Face Qwen3-VL vision model; owns no parameters.
 
@@ -121,14 +131,24 @@ class VisionTower:
         rows, columns = images.shape[2] // config.patch_size, images.shape[3] // config.patch_size
         theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta", 10000.0)
         table_side = int(config.num_position_embeddings**0.5)
-        grid = _grid(rows, columns, merge, table_side, config.hidden_size // config.num_heads, theta, device)
-        patches = patchify(images, config.patch_size, merge, *_statistics(self._mean, self._std, device))
+        taps, tap_weights, cos, sin, mean, std = _constants(
+            rows,
+            columns,
+            merge,
+            table_side,
+            config.hidden_size // config.num_heads,
+            theta,
+            self._mean,
+            self._std,
+            device,
+        )
+        patches = patchify(images, config.patch_size, merge, mean, std)
 
         count, tokens = len(images), rows * columns
         x = self._embed_patches(patches)  # (N * tokens, width)
-        table = visual.pos_embed(grid.taps)  # (4, tokens, width)
-        x = x + (table * grid.tap_weights.to(table.dtype)).sum(0).to(x.dtype).repeat(count, 1)
-        rotary = grid.cos.repeat(count, 1), grid.sin.repeat(count, 1)
+        table = visual.pos_embed(taps)  # (4, tokens, width)
+        x = x + (table * tap_weights.to(table.dtype)).sum(0).to(x.dtype).repeat(count, 1)
+        rotary = cos.repeat(count, 1), sin.repeat(count, 1)
         bounds = torch.tensor([0, count * tokens], dtype=torch.int32)  # one chunk; the attention splits by image
         deepstack = []
         for index, block in enumerate(visual.blocks):
