@@ -131,16 +131,9 @@ class VisionTower:
         rows, columns = images.shape[2] // config.patch_size, images.shape[3] // config.patch_size
         theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta", 10000.0)
         table_side = int(config.num_position_embeddings**0.5)
+        head_dim = config.hidden_size // config.num_heads
         taps, tap_weights, cos, sin, mean, std = _constants(
-            rows,
-            columns,
-            merge,
-            table_side,
-            config.hidden_size // config.num_heads,
-            theta,
-            self._mean,
-            self._std,
-            device,
+            rows, columns, merge, table_side, head_dim, theta, self._mean, self._std, device
         )
         patches = patchify(images, config.patch_size, merge, mean, std)
 
