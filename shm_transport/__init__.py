@@ -10,7 +10,7 @@ Needs numpy and Pyro4 on Python 3.8 or later. ``shm_transport.server`` has the o
 shm_transport.check`` finds out what is wrong with a set-up.
 """
 
-from .client import ShmProxy, connection_info, get_shm_proxy
+from .client import ShmProxy, connection_info, get_shm_proxy, ping
 from .errors import CallTimeout, MalformedMessage, RemoteError, SessionLost, TransportError
 from .marks import dive_into, expose
 from .names import NoNameServer, UnknownName
@@ -28,4 +28,5 @@ __all__ = [
     "dive_into",
     "expose",
     "get_shm_proxy",
+    "ping",
 ]

@@ -233,6 +233,13 @@ def _is_reply(tree: Any) -> bool:
     return "total" in tree[1] and all(type(seconds) is float for seconds in tree[1].values())
 
 
+def ping(proxy: ShmProxy, payload: Any = None) -> float:
+    """Seconds that a call takes which carries ``payload`` there and does nothing. Raises TransportError as calls do."""
+    started = time.perf_counter()
+    proxy._call(wire.PING, payload)
+    return time.perf_counter() - started
+
+
 def connection_info(proxy: ShmProxy) -> dict[str, Any]:
     """How a proxy is connected: {"connected", "location", "shared_memory", "segments_created", "sent_bytes",
     "received_bytes"}, the last three counted since the session began."""

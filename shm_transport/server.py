@@ -52,6 +52,8 @@ class Client:
         self.pid = pid
         self.session = session
         self.methods = exposed_methods(session)
+        self.names = list(self.methods)
+        self.methods[wire.PING] = lambda payload: None
         self.since = time.time()
         self.calls = 0
         self.last_call: float | None = None
@@ -115,7 +117,7 @@ class Client:
             raise MalformedMessage("a call is (method, arguments, keyword arguments)")
         name, args, kwargs = call
         if name not in self.methods:
-            raise AttributeError(f"the service has no method {name[:80]!r}; it has {', '.join(self.methods)}")
+            raise AttributeError(f"the service has no method {name[:80]!r}; it has {', '.join(self.names)}")
         return name, args, kwargs
 
 
@@ -297,7 +299,7 @@ class ShmServer:
                 "version": wire.PROTOCOL_VERSION,
                 "token": token,
                 "max_message_bytes": self._max_bytes,
-                "methods": list(client.methods),
+                "methods": client.names,
             }
             stream.send(message.MSG_CONNECTOK, channel.encode(answer), deadline, frame.seq)
             channel.shared = token is not None

@@ -24,6 +24,8 @@ from .errors import MalformedMessage
 PROTOCOL_VERSION = 1
 SERIALIZER_ID = 0x4150
 SERPENT_ID = 1
+#: a method of every service, which takes anything and returns None
+PING = "_ping"
 #: bytes of one message with its arrays, unless the server is told otherwise
 MAX_MESSAGE_BYTES = 1 << 28
 #: a peer that began a message must complete it within so many seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a network; without this, a missing model is asked for
@@ -10,6 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a network; without
 import pytest
 import torch
 
+from shm_transport.segments import DIRECTORY, PREFIX, available, reclaim_stale, stale_segments
 from tests.synthetic import write_episode
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -18,6 +20,18 @@ GOLDEN = Path(__file__).parent / "golden"
 @pytest.fixture(scope="session", autouse=True)
 def _two_threads():
     torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_shared_memory_is_left():
+    """After the whole suite /dev/shm holds no segment of this process or of one that has died."""
+    reclaim_stale()  # what something else may have left before
+    yield
+    deadline = time.monotonic() + 5.0  # another suite on this machine may be killing a client of its own just now
+    while (left := stale_segments()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    mine = [name for name in os.listdir(DIRECTORY) if name.startswith(f"{PREFIX}{os.getpid()}-")] if available() else []
+    assert not left and not mine, f"shared memory is left: {left + mine}"
 
 
 @pytest.fixture(scope="session")
