@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -125,13 +125,21 @@ class EvaluateConfig:
         )
 
 
-def evaluate(config: EvaluateConfig) -> list[tuple[str, Counter[bool]]]:
-    """Run what is missing; returns each suite's outcomes, those of earlier runs included.
+@dataclass(frozen=True)
+class Prepared:
+    """A run that can begin."""
+
+    work: list[SuiteWork]
+    policy: dict
+    """What is known of the policy."""
+    versions: dict[str, str]
+
+
+def prepare(config: EvaluateConfig) -> Prepared:
+    """Find suites, episodes and policy, and say what is left out.
 
     Raises:
-        SimulatorError, ImportError, PolicyError, TransportError, ResultsError, DataError: what is wrong, before
-            anything is run.
-        RunStopped: an episode could not be run; what was finished is kept.
+        SimulatorError, ImportError, PolicyError, TransportError, DataError: what is wrong, before anything is run.
     """
     environment.check_assets(config.benchmark)
     policy = config.policy_settings()
@@ -153,7 +161,18 @@ def evaluate(config: EvaluateConfig) -> list[tuple[str, Counter[bool]]]:
     versions = environment.versions(config.benchmark)
     for line in [*_warnings(work), *environment.unpinned(versions)]:
         print(line, file=sys.stderr)
+    return Prepared(work, described, versions)
 
+
+def evaluate(config: EvaluateConfig) -> list[tuple[str, Counter[bool]]]:
+    """Run what is missing; returns each suite's outcomes, those of earlier runs included.
+
+    Raises:
+        ResultsError: results that cannot be gone on with; and what :func:`prepare` raises.
+        RunStopped: an episode could not be run; what was finished is kept.
+    """
+    prepared = prepare(config)
+    work = prepared.work
     outcomes = [(suite.suite, Counter[bool]()) for suite in work]
     tallies = dict(outcomes)
     with ExitStack() as stack:
@@ -161,7 +180,7 @@ def evaluate(config: EvaluateConfig) -> list[tuple[str, Counter[bool]]]:
         if config.save:
             for suite in work:
                 folder = suite_folder(config.save_root, suite.suite, config.suffix)
-                settings = _settings(config, suite, described, versions)
+                settings = outcome_settings(config, suite, prepared)
                 about = {"model": config.name, "skipped_tasks": suite.skipped}
                 opened = SuiteResults(folder, config.name, settings, about, config.conti)
                 results[suite.suite] = stack.enter_context(opened)
@@ -196,7 +215,10 @@ def evaluate(config: EvaluateConfig) -> list[tuple[str, Counter[bool]]]:
                 )
 
         runner = EpisodeRunner(
-            policy, config.execute_steps, config.image_size, config.video_every or config.execute_steps
+            config.policy_settings(),
+            config.execute_steps,
+            config.image_size,
+            config.video_every or config.execute_steps,
         )
         run_episodes(runner, todo, config.num_workers, note, sum(tallies.values(), Counter()))
         for opened in results.values():
@@ -214,28 +236,33 @@ def _warnings(work: list[SuiteWork]) -> list[str]:
     return [*lines, f"warning: {left_out} tasks are left out of the results"] if left_out else []
 
 
-def _settings(config: EvaluateConfig, suite: SuiteWork, policy: dict, versions: dict[str, str]) -> dict:
+def outcome_settings(config: EvaluateConfig, suite: SuiteWork, prepared: Prepared) -> dict:
     """What outcomes depend on."""
     return {
         "benchmark": config.benchmark,
         "suite": suite.suite,
-        "policy": policy,
+        "policy": prepared.policy,
         "max_steps": suite.max_steps,
         "execute_steps": config.execute_steps,
         "wait_steps": WAIT_STEPS,
         "seed": config.seed,
         "image_size": config.image_size,
         "assets": config.assets_label,
-        "versions": versions,
+        "versions": prepared.versions,
     }
 
 
-def main(argv: Sequence[str]) -> int:
-    """Exit code: 0 after a whole run, 1 where it stopped, 2 where it did not begin, 130 after Ctrl-C."""
+def run_command(
+    argv: Sequence[str], into: type[EvaluateConfig], command: str, program: str, about: str, act: Callable
+) -> int:
+    """Parse flags, go on in LIBERO's environment, and ``act`` on the configuration, which prints what came out.
+
+    Exit code: 0 after a whole run, 1 where it stopped, 2 where it did not begin, 130 after Ctrl-C.
+    """
     try:
-        config = parse(EvaluateConfig, argv, PROGRAM, __doc__)
-        environment.enter_libero(COMMAND)
-        outcomes = evaluate(config)
+        config = parse(into, argv, program, about)
+        environment.enter_libero(command)
+        act(config)
     except RunStopped as error:
         print(f"stopped: {error}\nwhat was finished is kept; the same command goes on from there", file=sys.stderr)
         return 1
@@ -252,10 +279,17 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from there", file=sys.stderr)
         return 130
-    for suite, counts in outcomes:
+    return 0
+
+
+def _evaluate_and_print(config: EvaluateConfig) -> None:
+    for suite, counts in evaluate(config):
         rate = f"{100 * counts[True] / counts.total():.1f}%" if counts else "nothing to run"
         print(f"{suite}: {counts[True]}/{counts.total()} {rate}")
-    return 0
+
+
+def main(argv: Sequence[str]) -> int:
+    return run_command(argv, EvaluateConfig, COMMAND, PROGRAM, __doc__, _evaluate_and_print)
 
 
 if __name__ == "__main__":

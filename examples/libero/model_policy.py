@@ -69,6 +69,10 @@ class ModelPolicy(Policy):
         self._planner.reset(seed=episode.derived_seed("policy"))
         self._planner.set_prompt(instruction)
 
+    def instruct(self, env: LiberoEnv, instruction: str) -> None:
+        self._planner.reset()  # trajectories that the last instruction led to are not blended with those to come
+        self._planner.set_prompt(instruction)
+
     def observe(self, env: LiberoEnv) -> None:
         if self._steps_back > 0:
             # A policy of one image looks at the newest frame's: those of the last query fill the frames before it.

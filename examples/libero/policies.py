@@ -49,6 +49,9 @@ class RandomPolicy(Policy):
     def begin(self, env: LiberoEnv, instruction: str, episode: EpisodeKey) -> None:
         self._rng = np.random.default_rng(episode.derived_seed("policy"))
 
+    def instruct(self, env: LiberoEnv, instruction: str) -> None:
+        return  # whatever it is told
+
     def plan(self, env: LiberoEnv) -> Plan:
         target = env.world_from_ee
         target[:3, 3] += self._rng.uniform(-MAX_TRANSLATION, MAX_TRANSLATION, 3)

@@ -45,6 +45,9 @@ class ReplayPolicy(Policy):
             self._poses = recorded.world_from_ee_desired[:, 0].astype(np.float64)  # (T, 4, 4)
             self._openness = recorded.gripper_desired[:, 0].astype(np.float64)  # (T,)
 
+    def instruct(self, env: LiberoEnv, instruction: str) -> None:
+        return  # it goes on with its recording
+
     def plan(self, env: LiberoEnv) -> Plan | None:
         if env.time >= len(self._poses) + SETTLE_STEPS:
             return None

@@ -31,10 +31,14 @@ class EpisodeKey:
     """Number of the stored initial state, or of the recorded episode."""
     seed: int = 0
     """Of the run."""
+    repeat: int = 0
+    """Another number is the same episode with other noise in the policy."""
 
     def derived_seed(self, purpose: str) -> int:
         """A seed in [0, 2^32) of the episode's own, another one for each ``purpose``."""
         words = [zlib.crc32(text.encode()) for text in (self.suite, purpose)]
+        if purpose == "policy" and self.repeat:
+            words.append(self.repeat)
         return int(np.random.SeedSequence([self.seed, self.task_id, self.episode_id, *words]).generate_state(1)[0])
 
 
@@ -83,6 +87,10 @@ class Policy(ABC):
     @abstractmethod
     def plan(self, env: LiberoEnv) -> Plan | None:
         """What to do from now on; None where the policy has nothing more to do, which ends the episode."""
+
+    def instruct(self, env: LiberoEnv, instruction: str) -> None:
+        """Another instruction from now on, in the episode that runs."""
+        raise NotImplementedError(f"{type(self).__name__} follows no second instruction")
 
     def observe(self, env: LiberoEnv) -> None:  # noqa: B027 (most look at queries alone)
         """Called before every step at which no plan is asked for, for policies that look back."""
@@ -148,11 +156,26 @@ def run_episode(
     begin_at(env, policy.start(env.task, key), key.derived_seed("scene"))
     path = [env.world_from_ee[:3, 3]]
     policy.begin(env, instruction, key)
+    success, queries = pursue(env, policy, max_steps, execute_steps, succeeded, path, on_step)
+    return EpisodeResult(success, env.time, queries, np.array(path))
+
+
+def pursue(
+    env: LiberoEnv,
+    policy: Policy,
+    until: int,
+    execute_steps: int,
+    succeeded: Callable[[LiberoEnv], bool],
+    path: list[np.ndarray],
+    on_step: Callable[[Plan], None] | None = None,
+) -> tuple[bool, int]:
+    """Let ``policy`` go on from the present moment, up to the control step ``until``: whether it succeeded, and how
+    many plans it made. The end-effector's position after every step is appended to ``path``."""
     success, queries = False, 0
-    while env.time < max_steps and not success and (plan := policy.plan(env)) is not None:
+    while env.time < until and not success and (plan := policy.plan(env)) is not None:
         queries += 1
         for step, (pose, openness) in enumerate(zip(plan.poses, plan.openness, strict=True)):
-            if step == execute_steps or success or env.time >= max_steps:
+            if step == execute_steps or success or env.time >= until:
                 break
             if step > 0:
                 policy.observe(env)
@@ -161,4 +184,4 @@ def run_episode(
             env.step(libero_action(pose, float(openness), env.world_from_ee))
             path.append(env.world_from_ee[:3, 3])
             success = succeeded(env)
-    return EpisodeResult(success, env.time, queries, np.array(path))
+    return success, queries
