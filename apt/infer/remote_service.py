@@ -96,9 +96,14 @@ def serve(config: ServiceConfig) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the server has handlers of its own
     try:
         # torch and the model's libraries take seconds to import; complaints and --status need not wait for them.
+        from apt.diffusion import Diffusion
         from apt.infer.planner import TrajPlanner
+        from apt.infer.policy import pick_device
         from apt.infer.service_session import Checkpoint, PolicyService
+        from apt.infer.stages import check_compile_mode
 
+        check_compile_mode(config.compile, pick_device(config.device))
+        Diffusion().schedule(config.steps, config.sampler)
         server = ShmServer(lambda: service.session(), config.host, config.port, grace_s=_FINISH_S)
         with ThreadPoolExecutor(1) as background:
             digest = background.submit(checkpoint_sha256, config.ckpt)

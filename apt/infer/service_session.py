@@ -240,5 +240,6 @@ def _client_row(client: dict[str, Any]) -> dict[str, Any]:
         "host": client["host"],
         "connected_s": max(0.0, time.time() - client["connected_since"]),
         "shared_memory": client["shared_memory"],
+        "running": client["running"],
         **{key: client["session"][key] for key in ("answered", "failed", "per_second", "last_s_ago", "latency_s")},
     }

@@ -102,7 +102,7 @@ def status_report(status: dict[str, Any]) -> str:
         lines += ["", *_table(("stage (ms)", *(f"p{p}" for p in PERCENTILES)), _latency_rows(queries["latency_s"]))]
     lines += ["", "no clients"] if not status["clients"] else [
         "",
-        *_table(("client", "host", "connected", "queries", "failed", "per second", "last query"),
+        *_table(("client", "host", "connected", "queries", "failed", "per second", "last query", "running"),
                 map(_client_row, status["clients"])),
     ]  # fmt: skip
     return "\n".join(lines)
@@ -131,6 +131,7 @@ def _client_row(client: dict[str, Any]) -> tuple[str, ...]:
         str(client["failed"]),
         f"{client['per_second']:.1f}",
         "none" if last is None else f"{duration(last)} ago",
+        client["running"] or "-",
     )
 
 

@@ -1,0 +1,42 @@
+"""A service of a tiny policy in a process of its own, and what robots would send it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from apt.checkpoint import save_checkpoint, write_config
+from shm_transport import ShmProxy, get_shm_proxy
+from tests.infer.helpers import tiny_policy
+from tests.transport.conftest import Process, running
+
+PROMPT = "reach for the red square"
+STEPS = 2
+
+
+def write_checkpoint(folder: Path) -> Path:
+    """A tiny policy as a run would leave it."""
+    folder.mkdir(parents=True)
+    policy = tiny_policy()
+    save_checkpoint({"weights": policy.model.released_weights(), "current_iters": 1}, folder / "ckpt_latest.pt")
+    write_config(folder, json.loads(json.dumps(policy.train_config.to_dict())))
+    return folder / "ckpt_latest.pt"
+
+
+@contextlib.contextmanager
+def running_policy(checkpoint: Path, ns_port: int, *flags: str, uri: str = "apt_control") -> Iterator[Process]:
+    """``python -m apt.infer.remote_service``, ready; ``lines`` are what it has printed."""
+    arguments = ["--ckpt", str(checkpoint), "--uri", uri, "--ns_port", str(ns_port), "--steps", str(STEPS), *flags]
+    with running("-m", "apt.infer.remote_service", *arguments, env={"OMP_NUM_THREADS": "1"}) as process:
+        process.lines = []
+        while not (process.lines and process.lines[-1].startswith("answers")):  # the last line of the contract
+            line = process.line()
+            assert line or process.popen.poll() is None, "\n".join(process.lines)
+            process.lines.append(line)
+        yield process
+
+
+def connect(ns_port: int, uri: str = "apt_control", timeout: float = 20.0) -> ShmProxy:
+    return get_shm_proxy(uri, ns_port=ns_port, timeout=timeout)
