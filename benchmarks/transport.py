@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import subprocess
 import sys
 import time
@@ -146,8 +147,8 @@ async def serve_websocket() -> None:
         await server.serve_forever()
 
 
-def websocket_client(address: str) -> Callable[[Any], Any]:
-    socket = connect(address, compression=None, max_size=None)
+def websocket_client(address: str, stack: contextlib.ExitStack) -> Callable[[Any], Any]:
+    socket = stack.enter_context(connect(address, compression=None, max_size=None))
 
     def act(payload: Any) -> Any:
         socket.send(msgpack.packb(pack(payload)))
@@ -156,15 +157,15 @@ def websocket_client(address: str) -> Callable[[Any], Any]:
     return act
 
 
-def pyro_client(address: str) -> Callable[[Any], Any]:
+def pyro_client(address: str, stack: contextlib.ExitStack) -> Callable[[Any], Any]:
     Pyro4.config.SERIALIZER = "msgpack"
     Pyro4.config.SOCK_NODELAY = True
-    proxy = Pyro4.Proxy(address)
+    proxy = stack.enter_context(Pyro4.Proxy(address))
     return lambda payload: unpack(proxy.act(pack(payload)))
 
 
-def shm_client(address: str, shared_memory: bool) -> Callable[[Any], Any]:
-    proxy = get_shm_proxy(address, shared_memory=shared_memory)
+def shm_client(address: str, stack: contextlib.ExitStack, shared_memory: bool) -> Callable[[Any], Any]:
+    proxy = stack.enter_context(get_shm_proxy(address, shared_memory=shared_memory))
     assert connection_info(proxy)["shared_memory"] == shared_memory
     return proxy.act
 
@@ -204,23 +205,22 @@ def compare(seconds: float, rounds: int) -> None:
     for kind in ("shm", "pyro", "websocket"):
         command = [sys.executable, __file__, "--serve", kind]
         processes[kind] = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
+    times: dict[tuple[str, str], list[float]] = {}
+    with contextlib.ExitStack() as stack:
+        for process in processes.values():
+            stack.callback(process.wait, 10)
+            stack.callback(process.terminate)
         at = {kind: process.stdout.readline().strip() for kind, process in processes.items()}
         clients = {
-            "shm_transport": shm_client(at["shm"], True),
-            "shm_transport, socket only": shm_client(at["shm"], False),
-            "Pyro4 + msgpack": pyro_client(at["pyro"]),
-            BASELINE: websocket_client(at["websocket"]),
+            "shm_transport": shm_client(at["shm"], stack, shared_memory=True),
+            "shm_transport, socket only": shm_client(at["shm"], stack, shared_memory=False),
+            "Pyro4 + msgpack": pyro_client(at["pyro"], stack),
+            BASELINE: websocket_client(at["websocket"], stack),
         }
-        times: dict[tuple[str, str], list[float]] = {}
         for _ in range(rounds):
             for size, payload in PAYLOADS.items():
                 for name, act in clients.items():
                     times.setdefault((size, name), []).extend(measure(act, payload, seconds / rounds))
-    finally:
-        for process in processes.values():
-            process.terminate()
-            process.wait(10)
     print(f"{'payload':14} {'transport':28} {'p50 us':>9} {'p99 us':>9} {'faster than WebSocket':>22}")
     for (size, name), found in times.items():
         p50, p99 = np.percentile(found, (50, 99))

@@ -116,6 +116,7 @@ class ShmProxy:
             self._seq = self._seq + 1 & 0xFFFF
             try:
                 channel.stream.send(message.MSG_INVOKE, parts, deadline, self._seq)
+                channel.stream.spin(wire.SPIN_S)
                 frame = channel.stream.receive(channel.max_bytes, deadline, self._timeout)
                 if (frame.type, frame.serializer, frame.seq) != (message.MSG_RESULT, wire.SERIALIZER_ID, self._seq):
                     raise MalformedMessage("a reply that does not belong to the call")

@@ -301,10 +301,12 @@ class Decoder:
 
     def _dict(self, at: int, depth: int) -> dict[str, Any]:
         count = self._count(at, depth)
+        buffer = self._buffer
         values = {}
         for _ in range(count):
-            name = self._text(self._at, depth)
-            values[name] = self._node(self._at, depth + 1)
+            at = self._at
+            end = at + 4 + _u32(buffer, at)[0]
+            values[_parse_name(bytes(buffer[at + 4 : end]))] = self._node(end, depth + 1)
         if len(values) != count:
             raise MalformedMessage("a name occurs twice in one dict")
         return values
@@ -396,6 +398,11 @@ def _name(name: str) -> bytes:
     """A key, or a field's name, as it travels: u32 and text."""
     raw = name.encode("utf-8", "surrogatepass")
     return struct.pack("<I", len(raw)) + raw
+
+
+@lru_cache(maxsize=1024)
+def _parse_name(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogatepass")
 
 
 @lru_cache(maxsize=1024)

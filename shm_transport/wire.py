@@ -30,6 +30,8 @@ PING = "_ping"
 MAX_MESSAGE_BYTES = 1 << 28
 #: a peer that began a message must complete it within so many seconds
 BODY_TIMEOUT_S = 30.0
+#: a client looks for its reply for so long before it sleeps; a query of a policy takes a hundred times as long
+SPIN_S = 100e-6
 
 _HEADER = struct.Struct(message.Message.header_format)
 _JOIN_BELOW = 1 << 16
@@ -139,6 +141,16 @@ class Stream:
                 else:
                     views[first] = views[first][sent:]
                     sent = 0
+
+    def spin(self, seconds: float) -> None:
+        """Look for the next message without sleeping: a reply that comes at once is then not kept waiting for this
+        process to be woken, which takes longer than such a reply does."""
+        if hasattr(select, "poll"):
+            poll = select.poll()
+            poll.register(self.sock, select.POLLIN)
+            until = time.perf_counter() + seconds
+            while not poll.poll(0) and time.perf_counter() < until:
+                pass
 
     def receive(self, max_bytes: int, deadline: float | None = None, body_s: float = BODY_TIMEOUT_S) -> Frame:
         """The next message. Waits for it until the deadline (None: for ever), and for its rest ``body_s`` at most.
