@@ -131,4 +131,4 @@ def answer_probe(name: str | None) -> bytes | None:
     except MalformedMessage:
         return None
     with mapped:
-        return mapped[:TOKEN_BYTES]
+        return mapped[:] if len(mapped) == TOKEN_BYTES else None  # else it is data, and nobody's to read out

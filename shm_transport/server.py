@@ -189,7 +189,7 @@ class ShmServer:
         self._lock = threading.Lock()
         self._count = 0
         self._stop = threading.Event()
-        self._threads: list[threading.Thread] = []
+        self._watcher: threading.Thread | None = None
         self._name: str | None = None
         self._name_server: NameServer | None = None
         self._name_trouble = ""
@@ -224,11 +224,12 @@ class ShmServer:
             return [client.statistics() for client in self._clients.values()]
 
     def start(self) -> None:
-        """Serve in the background, until ``shutdown``."""
-        for target in (self._daemon.requestLoop, self._watch):
-            thread = threading.Thread(target=target, name="shm_transport", daemon=True)
-            thread.start()
-            self._threads.append(thread)
+        """Serve in the background, until ``shutdown``. Raises RuntimeError if it serves already or has ended."""
+        if self._watcher is not None or self._stop.is_set():
+            raise RuntimeError("a server serves once; make another ShmServer")
+        self._watcher = threading.Thread(target=self._watch, name="shm_transport-watch", daemon=True)
+        threading.Thread(target=self._daemon.requestLoop, name="shm_transport-accept", daemon=True).start()
+        self._watcher.start()
 
     def serve_forever(self) -> None:
         """Serve until ``shutdown`` is called or, in the main thread, SIGTERM or SIGINT arrives; then clean up."""
@@ -252,6 +253,8 @@ class ShmServer:
             daemon, self._daemon = self._daemon, None
         if daemon is None:
             return
+        if self._watcher is not None:
+            self._watcher.join()  # it could register the name again
         self._remove_name()
         self._hang_up(socketutil.socket.SHUT_RD)
         deadline = time.monotonic() + self._grace_s
@@ -277,8 +280,12 @@ class ShmServer:
         stream = wire.Stream(sock, HANDSHAKE_TIMEOUT_S)
         channel = Channel(stream, self._max_bytes)
         try:
-            if denied_reason or self._stop.is_set():
-                raise TransportError(denied_reason or "the service is ending")
+            if denied_reason:
+                raise TransportError(
+                    f"no more than {len(self._clients)} clients at once; PYRO_THREADPOOL_SIZE raises that"
+                )
+            if self._stop.is_set():
+                raise TransportError("the service is ending")
             frame = stream.receive(min(self._max_bytes, 1 << 16), deadline)
             if frame.type == message.MSG_PING:
                 stream.send(message.MSG_PING, [b"pong"], deadline, frame.seq, serializer=frame.serializer)
@@ -337,7 +344,10 @@ class ShmServer:
         try:
             deadline = time.monotonic() + 1.0
             stream.send(message.MSG_CONNECTFAIL, [wire.text_payload(text)], deadline, serializer=wire.SERPENT_ID)
-        except (wire.PeerGone, wire.TimedOut):
+            # Closing with something unread would reset the connection, and the text be lost on its way.
+            stream.sock.shutdown(socketutil.socket.SHUT_WR)
+            stream.sock.recv(1 << 16)
+        except (wire.PeerGone, wire.TimedOut, OSError):
             pass  # it need not listen
 
     def _serve(self, conn: Any) -> None:

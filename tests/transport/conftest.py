@@ -96,8 +96,8 @@ def running_name_server(port: int):
 
 
 @contextlib.contextmanager
-def running_service(*arguments: str):
-    with running("-m", "tests.transport.service", *arguments) as process:
+def running_service(*arguments: str, env: dict | None = None):
+    with running("-m", "tests.transport.service", *arguments, env=env) as process:
         process.uri = process.line()
         assert process.uri.startswith("PYRO:"), process.uri + process.popen.stdout.read()
         yield process

@@ -6,8 +6,10 @@ import contextlib
 import os
 import pickle
 import random
+import shutil
 import socket
 import struct
+import subprocess
 import threading
 import time
 
@@ -17,10 +19,11 @@ import pytest
 from Pyro4 import message
 
 from shm_transport import CallTimeout, SessionLost, TransportError, connection_info, get_shm_proxy, wire
-from shm_transport.channel import Channel
+from shm_transport.channel import TOKEN_BYTES, Channel
 from shm_transport.codec import Encoder
 from shm_transport.names import NameServer, parse_uri
 from shm_transport.segments import DIRECTORY, PREFIX, Segment, reclaim_stale, stale_segments
+from shm_transport.server import ShmServer
 from tests.transport.conftest import free_port, running, running_name_server, running_service, wait_until
 
 FRAME = np.arange(3 * 480 * 640, dtype=np.uint8).reshape(3, 480, 640)
@@ -286,6 +289,69 @@ def test_an_ordinary_pyro4_proxy_is_refused_in_words_and_its_ping_is_answered(se
             proxy._pyroBind()
 
 
+def test_a_probe_cannot_read_what_is_not_a_token(service):
+    with contextlib.closing(Segment(4096)) as data:
+        channel, answer = raw_connection(service.uri, {"probe": data.name})
+        assert channel.decode(answer.data, copy=True)["token"] is None
+        channel.close()
+
+
+def test_one_client_too_many_is_refused_with_what_to_set():
+    limits = {"PYRO_THREADPOOL_SIZE": "2", "PYRO_THREADPOOL_SIZE_MIN": "1"}
+    with running_service(env=limits) as service, contextlib.ExitStack() as stack:
+        first = stack.enter_context(get_shm_proxy(service.uri))
+        stack.enter_context(get_shm_proxy(service.uri))
+        with pytest.raises(TransportError, match="no more than 2 clients at once; PYRO_THREADPOOL_SIZE"):
+            get_shm_proxy(service.uri)
+        first.close()
+        wait_until(lambda: can_connect(service.uri))
+
+
+def can_connect(uri: str) -> bool:
+    try:
+        get_shm_proxy(uri).close()
+        return True
+    except TransportError:
+        return False
+
+
+def test_listening_beyond_this_host_is_warned_of(caplog):
+    server = ShmServer(dict, host="0.0.0.0")
+    assert "neither encrypted nor authenticated" in caplog.text and "SSH tunnel" in caplog.text
+    assert parse_uri(server.uri).host not in ("", "0.0.0.0")
+    server.shutdown()
+    with pytest.raises(RuntimeError, match="serves once"):
+        server.start()
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")
+def test_tls_as_pyro4_is_configured_for_it(tmp_path):
+    """The service, the name server and the client with one certificate, by Pyro4's own environment variables."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate, "-days", "2",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    at_service = {"PYRO_SSL": "1", "PYRO_SSL_SERVERCERT": str(certificate), "PYRO_SSL_SERVERKEY": str(key)}
+    client = """
+import sys
+import numpy as np
+from shm_transport import connection_info, get_shm_proxy
+for shared in (True, False):
+    with get_shm_proxy(sys.argv[1], shared_memory=shared) as robot:
+        frame = np.arange(1 << 20, dtype=np.uint8)
+        assert (robot.echo(frame) == frame).all() and connection_info(robot)["shared_memory"] == shared
+print("encrypted")
+"""
+    at_client = {"PYRO_SSL": "1", "PYRO_SSL_CACERTS": str(certificate)}
+    with running_service(env=at_service) as service:
+        with running("-c", client, service.uri, env=at_client) as process:
+            assert process.popen.communicate(timeout=30)[0].endswith("encrypted\n")
+        with pytest.raises(TransportError):
+            get_shm_proxy(service.uri, timeout=5.0)  # without TLS
+
+
 @pytest.mark.parametrize("serializer", [1, 2, 3, 4, 5, 6, 7, 0x4150])
 def test_a_pickle_in_any_serialisers_name_is_refused_and_not_executed(service, tmp_path, serializer):
     canary = tmp_path / "executed"
@@ -351,7 +417,7 @@ def test_a_segment_that_is_not_the_peers_to_name_is_refused(service, tmp_path):
             (short.name, 4097, "uses 4097 bytes of a segment of 4096"),
         ]:
             # The handshake agrees on shared memory, then the message names something else.
-            probe = Segment(64)
+            probe = Segment(TOKEN_BYTES)
             channel, answer = raw_connection(service.uri, {"probe": probe.name})
             assert channel.decode(answer.data, copy=True)["token"] == bytes(32)
             prelude = struct.pack("<HxxxxxxQ", len(name), used) + name.encode()
