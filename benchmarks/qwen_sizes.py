@@ -1,4 +1,4 @@
-"""Qwen3-VL-2B's published sizes as a folder, for benchmarks at full size on machines without the weights.
+"""Qwen3-VL-2B's published sizes as a folder, whole or a quarter as wide, for benchmarks without the weights.
 
 The folder holds a configuration, the built-in byte tokenizer and the image processor's settings, no weights: use it
 with random ones (``--random-vlm``, ``VLA(..., random_vlm=True)``).
@@ -11,14 +11,18 @@ from pathlib import Path
 
 from apt.encoders.tiny import byte_tokenizer
 
+SIZES = {"qwen3-vl-2b-sizes": 1, "qwen3-vl-2b-quarter": 4}  # name -> what widths are divided by
 
-def qwen3_vl_2b_folder(parent: Path) -> Path:
-    """Write ``parent/qwen3-vl-2b-sizes`` and return it.
+
+def qwen3_vl_2b_folder(parent: Path, name: str = "qwen3-vl-2b-sizes") -> Path:
+    """Write ``parent/name`` and return it.
 
     Widths, depths, heads and vocabulary are those of Qwen/Qwen3-VL-2B-Instruct (its config.json); only the ids of the
-    image tokens differ, since they are the built-in tokenizer's.
+    image tokens differ, since they are the built-in tokenizer's. ``qwen3-vl-2b-quarter`` has a quarter of every width
+    and of the heads: beside a ``tiny`` expert it takes the share of the work that the whole one takes beside ``base``.
     """
-    folder = Path(parent) / "qwen3-vl-2b-sizes"
+    shrink = SIZES[name]
+    folder = Path(parent) / name
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = byte_tokenizer()
     tokenizer.save_pretrained(folder)
@@ -28,12 +32,12 @@ def qwen3_vl_2b_folder(parent: Path) -> Path:
         "model_type": "qwen3_vl",
         "text_config": {
             "model_type": "qwen3_vl_text",
-            "vocab_size": 151936,
-            "hidden_size": 2048,
-            "intermediate_size": 6144,
+            "vocab_size": 151936 // shrink,
+            "hidden_size": 2048 // shrink,
+            "intermediate_size": 6144 // shrink,
             "num_hidden_layers": 28,
-            "num_attention_heads": 16,
-            "num_key_value_heads": 8,
+            "num_attention_heads": 16 // shrink,
+            "num_key_value_heads": 8 // shrink,
             "head_dim": 128,
             "max_position_embeddings": 262144,
             "rms_norm_eps": 1e-6,
@@ -48,13 +52,13 @@ def qwen3_vl_2b_folder(parent: Path) -> Path:
         "vision_config": {
             "model_type": "qwen3_vl",
             "depth": 24,
-            "hidden_size": 1024,
-            "intermediate_size": 4096,
-            "num_heads": 16,
+            "hidden_size": 1024 // shrink,
+            "intermediate_size": 4096 // shrink,
+            "num_heads": 16 // shrink,
             "patch_size": 16,
             "spatial_merge_size": 2,
             "temporal_patch_size": 2,
-            "out_hidden_size": 2048,
+            "out_hidden_size": 2048 // shrink,
             "num_position_embeddings": 2304,
             "deepstack_visual_indexes": [5, 11, 17],
         },

@@ -1,168 +1,346 @@
-"""Where a training step's time goes, and what the model's two shortcuts save.
+"""Training steps as the trainer makes them: samples per second, where the time goes, and how well the machine is used.
 
-Prints, per stage, medians over the steps: milliseconds of VLM, expert, backward pass, optimiser and waiting for data,
-samples per second and GPU memory. The baseline of the ratio, named "plain", is the same step without two shortcuts:
-images go through the vision tower one at a time, as in Hugging Face's forward pass, and Stage 1 shows the prompt to the
-VLM and carries language along, masked.
+    python benchmarks/train_step.py                                    # any CPU, some minutes
+    python benchmarks/train_step.py --model base --vlm qwen3-vl-2b-sizes --bs 32 --bf16 --gc --compile --save   # a GPU
 
-    python benchmarks/train_step.py                                     # tiny, any CPU
-    python benchmarks/train_step.py --model base --vlm Qwen/Qwen3-VL-2B-Instruct --random-vlm --bs 32 --bf16
+One row per way to train; the ratio is in noise draws per second, against the row that it names:
+
+    plain      the baseline: images go through the vision tower one at a time, as in Hugging Face's forward pass, and
+               Stage 1 shows the prompt to the VLM and carries language along, masked
+    ours       neither of that
+    K draws    several noise draws share one VLM pass and one pass of the VL stream (--noise_samples_per_obs)
+    cache      features of a frozen VLM on disk (--cache_vlm_features); cold: all are computed and written, warm: all
+               are read, from memory where the operating system still has them
+    gc         gradient checkpointing in the VLM (--gc)
+    compiled   torch.compile of the expert (--use_compile); the first steps, which compile, are left out
+
+"FLOP/s" are those that the row needs, without what gradient checkpointing computes twice, and "MFU" is their share of
+what the same machine does in square matrix products. The VLM has random weights; by default it is a quarter as wide as
+Qwen3-VL-2B beside the expert "tiny", a quarter as wide as "base", so that both take the shares that they really take.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import datetime
+import os
+import platform
 import statistics
 import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from loader import make_episodes
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone, without an installation
 
+from apt.experts.base import ExpertLoss
 from apt.policy_config import VLAConfig
 from apt.vla import VLA
+from benchmarks.flops import count_flops, matmul_ceiling, seconds_of
+from benchmarks.loader import make_episodes
+from benchmarks.qwen_sizes import SIZES, qwen3_vl_2b_folder
 from data_utils.datasets import PickPlaceCan
 from data_utils.loader import build_loader
+from data_utils.types import Batch
 from train_utils.backend import DDPBackend
+from train_utils.feature_cache import FeatureCache
+from train_utils.feature_store import FeatureStore
 from train_utils.optim import build_optimizer
 
 PARTS = ("data wait", "VLM", "expert", "backward", "optimiser")
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to train."""
+
+    name: str
+    against: str | None = None  # the row whose speed is 1
+    plain: bool = False
+    draws: int = 1
+    cache: str | None = None  # "cold" or "warm"
+    gc: bool = False
+    compiled: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """Medians over the steps."""
+
+    step: float  # seconds
+    parts: dict[str, float]  # seconds, each with its own wait for the device
+    gib: float | None  # peak of the device's memory
+    flops: float  # of one step
+
+
+def rows_of(stage: int, mode: str, args: argparse.Namespace) -> list[Row]:
+    """The rows of one model, in an order in which none changes the model for a later one; compiled ones come last."""
+    rows = [Row("plain", plain=True), Row("ours", "plain")]
+    if stage == 0:
+        rows.append(Row(f"ours, {args.draws} draws", "ours", draws=args.draws))
+        rows += [Row(f"cache {state}", "ours", cache=state) for state in ("cold", "warm")]
+        rows.append(Row(f"cache warm, {args.draws} draws", "ours", cache="warm", draws=args.draws))
+    if args.gc and mode != "frozen":
+        rows.append(Row("ours, gc", "ours", gc=True))
+    if args.compile:
+        rows.append(Row("ours, compiled", "ours", compiled=True))
+        if stage == 0:
+            rows.append(Row("cache warm, compiled", "cache warm", cache="warm", compiled=True))
+    return rows
 
 
 class Timer:
-    """Wall time per part; waits for the device, so that a part's kernels count where they were asked for."""
+    """Wall time per part; ``wait`` for the device, so that a part's kernels count where they were asked for."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, wait: bool) -> None:
+        self._device, self._wait = device, wait and device.type == "cuda"
         self.seconds: dict[str, list[float]] = defaultdict(list)
 
     @contextmanager
-    def part(self, name: str):
-        self._wait()
+    def part(self, name: str) -> Iterator[None]:
+        self._synchronize()
         began = time.perf_counter()
         yield
-        self._wait()
+        self._synchronize()
         self.seconds[name].append(time.perf_counter() - began)
 
-    def _wait(self) -> None:
-        if self._device.type == "cuda":
+    def _synchronize(self) -> None:
+        if self._wait:
             torch.cuda.synchronize(self._device)
 
 
-def measure(args: argparse.Namespace, stage: int, mode: str, device: torch.device, shortcuts: bool, data: Path) -> dict:
-    """Mean seconds per part over the timed steps, and the peak memory in GiB."""
-    torch.manual_seed(0)
-    config = VLAConfig(
-        model=args.model, vlm=args.vlm, vlm_layer_stride=args.stride, vlm_mode=mode, train_stage=stage,
-        attention_backend=args.attention, gradient_checkpointing=args.gc,
-    )  # fmt: skip
-    frozen = torch.bfloat16 if args.bf16 and device.type == "cuda" else torch.float32
-    model = VLA(config, frozen_dtype=frozen, random_vlm=args.random_vlm)
-    if not shortcuts:
-        model.vlm.vision_only = False
-        tower = model.vlm.encoder._vision
+class Bench:
+    """A model, and the steps that its rows take.
 
-        def one_by_one(images: torch.Tensor):
-            outputs = [tower(image[None]) for image in images]
-            levels = [torch.cat(level) for level in zip(*(deep for _, deep in outputs), strict=True)]
-            return torch.cat([embeds for embeds, _ in outputs]), levels
+    Args:
+        stage: 0 or 1, as on the command line; mode: of the VLM.
+        episodes: files to train on.
+        folder: for caches.
+    """
 
-        model.vlm.encoder._vision = one_by_one
-    model.to(device).train()
-    backend = DDPBackend(device.type)
-    backend.prepare(model, build_optimizer(model, 1e-4, 1e-2))
-    config = dataclasses.replace(PickPlaceCan.config, image_hw=(args.image_size, args.image_size))
-    dataset = PickPlaceCan(sorted(map(str, data.iterdir())), config=config)
-    tokenize = model.vlm.prompt_tokenizer(dataset.config.image_hw)
-    loader, _ = build_loader(
-        [dataset], weights=None, multiplex=10000, batch_size=args.bs, workers=args.workers, rank=0, world_size=1,
-        seed=0, tokenize=tokenize, pad_id=tokenize.pad_id, pin_memory=device.type == "cuda", persistent_workers=False,
-        prefetch_factor=4, timeout=300,
-    )  # fmt: skip
-    batches = iter(loader)
-    timer = Timer(device)
+    def __init__(self, stage: int, mode: str, args: argparse.Namespace, episodes: list[Path], folder: Path) -> None:
+        self.args, self.device, self.stage = args, torch.device(args.device), stage
+        self._episodes, self._folder = episodes, folder
+        torch.manual_seed(0)
+        config = VLAConfig(
+            model=args.model, vlm=args.vlm, vlm_layer_stride=args.stride, vlm_mode=mode, train_stage=stage,
+            attention_backend=args.attention,
+        )  # fmt: skip
+        frozen = torch.bfloat16 if args.bf16 and self.device.type == "cuda" else torch.float32
+        with self.device:  # random weights of full size are made there in a moment
+            self.model = VLA(config, frozen_dtype=frozen, random_vlm=args.random_vlm).train()
+        self.model.to(self.device)
+        self._backend = DDPBackend(self.device.type)
+        self._backend.prepare(self.model, build_optimizer(self.model, 1e-4, 1e-2))
+        self._tower = self.model.vlm.encoder._vision
+        self._counted: dict[tuple, float] = {}
 
-    handles = _time_vlm(model, lambda: timer)
-    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=args.bf16)
-    for step in range(args.warmup + args.steps):
-        if step == args.warmup:
-            timer = Timer(device)
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(device)
+    def measure(self, row: Row) -> Result:
+        """Step times of a row, then, on a GPU in further steps, those of its parts."""
+        self._set(row)
+        cache, batches = self._data(row)
+        try:
+            flops = self._flops(row, cache, next(batches))
+            for _ in range(self.args.warmup):
+                self._step(row, cache, batches, Timer(self.device, wait=False))
+            if self.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(self.device)
+            timer = Timer(self.device, wait=False)
+            times = [
+                seconds_of(self.device, lambda: self._step(row, cache, batches, timer)) for _ in range(self.args.steps)
+            ]
+            gib = torch.cuda.max_memory_allocated(self.device) / 2**30 if self.device.type == "cuda" else None
+            if self.device.type == "cuda":
+                timer = Timer(self.device, wait=True)
+                for _ in range(3):
+                    self._step(row, cache, batches, timer)
+        finally:
+            if cache is not None:
+                cache.close()
+        # Medians: the machine may be shared, and one stall would make a row of its own.
+        parts = {name: statistics.median(values) for name, values in timer.seconds.items()}
+        return Result(statistics.median(times), parts, gib, flops)
+
+    def _set(self, row: Row) -> None:
+        vlm = self.model.vlm
+        vlm.vision_only = self.stage == 0 and not row.plain
+        vlm.encoder._vision = self._one_by_one if row.plain else self._tower
+        if row.gc:
+            vlm.qwen.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        else:
+            vlm.qwen.gradient_checkpointing_disable()
+        if row.compiled:
+            self.model.expert.compile()
+
+    def _one_by_one(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        outputs = [self._tower(image[None]) for image in images]
+        levels = [torch.cat(level) for level in zip(*(deep for _, deep in outputs), strict=True)]
+        return torch.cat([embeds for embeds, _ in outputs]), levels
+
+    def _data(self, row: Row) -> tuple[FeatureCache | None, Iterator[Batch]]:
+        """Batches of the same samples for every row; a warm cache has been filled with them by the cold one."""
+        args, cuda = self.args, self.device.type == "cuda"
+        changes = {f"aug_{kind}": False for kind in ("crop", "color", "blur", "background")}
+        size = (args.image_size, args.image_size)
+        dataset = PickPlaceCan(
+            list(map(str, self._episodes)), config=dataclasses.replace(PickPlaceCan.config, image_hw=size, **changes)
+        )
+        tokenize = self.model.vlm.prompt_tokenizer(size)
+        loader, _ = build_loader(
+            [dataset], weights=None, multiplex=10000, batch_size=args.bs, workers=args.workers, rank=0, world_size=1,
+            seed=0, tokenize=tokenize, pad_id=tokenize.pad_id, pin_memory=cuda, persistent_workers=False,
+            prefetch_factor=4, timeout=300,
+        )  # fmt: skip
+        batches = iter(loader)
+        if row.cache is None:
+            return None, batches
+        store = FeatureStore(self._folder / f"cache-{self.stage}", limit=1e12)
+        cache = FeatureCache(self.model.vlm, store, args.bf16)
+        return cache, cache.ahead(batches)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.args.bf16)
+
+    def _forward(self, row: Row, cache: FeatureCache | None, batch: Batch, timer: Timer) -> ExpertLoss:
+        with self._autocast():
+            with timer.part("VLM"):
+                features = self.model.vlm(batch.observation) if cache is None else cache.features(batch)
+            with timer.part("expert"):
+                return self.model(batch, noise_samples=row.draws, features=features)
+
+    def _step(self, row: Row, cache: FeatureCache | None, batches: Iterator[Batch], timer: Timer) -> None:
         with timer.part("data wait"):
-            batch = next(batches).to(device)
-        with timer.part("VLM and expert"), autocast:
-            loss = model(batch).total
+            batch = next(batches).to(self.device)
+        loss = self._forward(row, cache, batch, timer).total
         with timer.part("backward"):
-            backend.backward(loss)
+            self._backend.backward(loss)
         with timer.part("optimiser"):
-            backend.step(1.0)
-    for handle in handles:
-        handle.remove()
-    # Medians: the machine may be shared, and one stall would make a row of its own.
-    seconds = {name: statistics.median(values) for name, values in timer.seconds.items()}
-    seconds["expert"] = seconds.pop("VLM and expert") - seconds["VLM"]
-    memory = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else float("nan")
-    return {"parts": seconds, "step": sum(seconds.values()), "memory": memory}
+            self._backend.step(1.0)
+
+    def _flops(self, row: Row, cache: FeatureCache | None, batch: Batch) -> float:
+        """Of one step. Compiling and recomputing do not change what a row needs: its like is counted without them."""
+        kind = (row.plain, row.draws, row.cache == "warm")
+        if kind not in self._counted:
+            batch, timer = batch.to(self.device), Timer(self.device, wait=False)
+            self._set_attention("sdpa")  # the counter knows no other
+            self._counted[kind] = count_flops(lambda: self._forward(row, cache, batch, timer).total.backward())
+            self._set_attention(self.args.attention)
+            self.model.zero_grad(set_to_none=True)
+        return self._counted[kind]
+
+    def _set_attention(self, backend: str) -> None:
+        for block in self.model.expert.blocks:
+            block.attn.backend = backend
 
 
-def _time_vlm(model: VLA, timer) -> list:
-    """Hooks that book the VLM's forward pass on the current timer."""
-    open_parts = []
-
-    def enter(*_):
-        open_parts.append(timer().part("VLM"))
-        open_parts[-1].__enter__()
-
-    def leave(*_):
-        open_parts.pop().__exit__(None, None, None)
-
-    return [model.vlm.register_forward_pre_hook(enter), model.vlm.register_forward_hook(leave)]
+def machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
 
 
-def main() -> None:
+def describe(args: argparse.Namespace, ceiling: float) -> str:
+    device = torch.device(args.device)
+    return (
+        f"{args.model} expert, VLM {args.vlm_name}, batch {args.bs}, two {args.image_size}-pixel cameras, "
+        f"{'bf16' if args.bf16 else 'fp32'} on {machine(device)}, torch {torch.__version__}: matrix products reach "
+        f"{ceiling / 1e12:.3g} TFLOP/s"
+    )
+
+
+def table(results: Iterator[tuple[tuple[str, Row], Result]], args: argparse.Namespace, ceiling: float) -> Iterator[str]:
+    """Lines of a Markdown table, the latest rows as soon as they are known."""
+    yield (
+        "| | "
+        + " | ".join((*(f"{part} ms" for part in PARTS), "step ms"))
+        + (" | samples/s | draws/s | GiB | TFLOP | TFLOP/s | MFU | ratio |")
+    )
+    yield "|---" * (len(PARTS) + 9) + "|"
+    speed: dict[tuple[str, str], float] = {}
+    for (title, row), result in results:
+        rate = args.bs / result.step
+        speed[title, row.name] = rate * row.draws
+        ratio = f"{speed[title, row.name] / speed[title, row.against]:.2f}x {row.against}" if row.against else "1"
+        milliseconds = [1e3 * result.parts[part] for part in PARTS] + [1e3 * result.step]
+        used = result.flops / result.step
+        cells = [
+            f"{title}, {row.name}", *(f"{value:.4g}" for value in milliseconds), f"{rate:.3g}",
+            f"{rate * row.draws:.3g}", "" if result.gib is None else f"{result.gib:.1f}",
+            f"{result.flops / 1e12:.3g}", f"{used / 1e12:.3g}", f"{used / ceiling:.0%}", ratio,
+        ]  # fmt: skip
+        yield "| " + " | ".join(cells) + " |"
+
+
+def run(args: argparse.Namespace, folder: Path) -> Iterator[tuple[tuple[str, Row], Result]]:
+    """Results one after the other."""
+    if args.vlm in SIZES:
+        args.vlm, args.random_vlm = str(qwen3_vl_2b_folder(folder, args.vlm)), True
+    (folder / "episodes").mkdir()
+    episodes = make_episodes(folder / "episodes", episodes=8, frames=40, side=args.image_size, key_frames=2)["jpeg"]
+    for stage, mode in ((0, "frozen"), (1, "frozen"), (1, "lora"), (1, "full")):
+        title = "Stage 1 (VA prior)" if stage == 0 else f"Stage 2 (VLA), VLM {mode}"
+        if f"{stage + 1}{mode}" not in args.only and args.only:
+            continue
+        bench = Bench(stage, mode, args, episodes, folder)
+        for row in rows_of(stage, mode, args):
+            yield (title, row), bench.measure(row)
+        del bench
+        torch.cuda.empty_cache()
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny", help="size of the expert (default: %(default)s)")
-    parser.add_argument("--vlm", default="tiny", help="name or folder (default: %(default)s)")
+    parser.add_argument(
+        "--vlm", default="qwen3-vl-2b-quarter", help=f"{', '.join(SIZES)}, a name or a folder (default: %(default)s)"
+    )
     parser.add_argument("--random-vlm", action="store_true", help="random weights from the VLM's configuration alone")
     parser.add_argument("--stride", type=int, help="VLM layer stride (default: 1 for tiny, else 3)")
     parser.add_argument("--image-size", type=int, help="side of the images (default: 128 for tiny, else 256)")
-    parser.add_argument("--bs", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--bs", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--draws", type=int, default=4, help="of the rows with several (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
-    parser.add_argument("--gc", action="store_true", help="gradient checkpointing in the VLM")
+    parser.add_argument("--gc", action="store_true", help="also with gradient checkpointing in the VLM")
+    parser.add_argument("--compile", action="store_true", help="also with the expert compiled")
+    parser.add_argument("--only", nargs="+", default=(), choices=("1frozen", "2frozen", "2lora", "2full"))
+    parser.add_argument("--save", action="store_true", help=f"write the table to {RESULTS.name}/ as well")
     parser.add_argument("--attention", default="sdpa", choices=("sdpa", "xformers"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     args.stride = args.stride or (1 if args.vlm == "tiny" else 3)
     args.image_size = args.image_size or (128 if args.vlm == "tiny" else 256)  # 64 tokens per camera either way
+    args.vlm_name = args.vlm
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
     device = torch.device(args.device)
-    print(f"{args.model} expert, VLM {args.vlm}, batch {args.bs}, two {args.image_size}-pixel cameras, {device}")
-    columns = [f"{name:>11}" for name in (*PARTS, "step", "samples/s", "GiB", "ratio")]
-    print(f"{'milliseconds':<42}{''.join(columns)}")
+    ceiling = matmul_ceiling(device, torch.bfloat16 if args.bf16 else torch.float32)
+    lines = [describe(args, ceiling), ""]
+    print("\n".join(lines), flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        make_episodes(Path(folder), episodes=8, frames=40)
-        for stage, mode in ((0, "frozen"), (1, "frozen"), (1, "full")):
-            title = f"{'Stage 1 (VA prior)' if stage == 0 else 'Stage 2 (VLA)'}, VLM {mode}"
-            base = measure(args, stage, mode, device, shortcuts=False, data=Path(folder))
-            ours = measure(args, stage, mode, device, shortcuts=True, data=Path(folder))
-            for name, result in ((f"{title}, plain", base), (title, ours)):
-                milliseconds = [1e3 * result["parts"][part] for part in PARTS] + [1e3 * result["step"]]
-                ratios = (args.bs / result["step"], result["memory"], base["step"] / result["step"])
-                print(
-                    f"{name:<42}"
-                    + "".join(f"{v:>11.1f}" for v in milliseconds)
-                    + "".join(f"{v:>11.2f}" for v in ratios)
-                )
+        for line in table(run(args, Path(folder)), args, ceiling):
+            print(line, flush=True)
+            lines.append(line)
+    if args.save:
+        name = "".join(c if c.isalnum() else "-" for c in machine(device).lower())
+        file = RESULTS / f"{datetime.date.today()}_{name}_train_step.md"
+        file.parent.mkdir(exist_ok=True)
+        command = f"    python benchmarks/train_step.py {' '.join(sys.argv[1:] if argv is None else argv)}"
+        file.write_text("\n".join(["# Training steps", "", command, "", *lines]) + "\n")
+        print(f"saved to {os.path.relpath(file)}")
 
 
 if __name__ == "__main__":

@@ -9,10 +9,15 @@ import traceback
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from apt.cli import parse_train_config
+from apt.policy_config import VLAConfig
 from apt.train import Trainer, select_backend
+from apt.vla import VLA
+from benchmarks.flops import count_flops
+from tests.model.helpers import make_batch
 from tests.training.helpers import flags
 
 aten = torch.ops.aten
@@ -120,3 +125,67 @@ def test_no_step_between_two_log_lines_waits_for_the_device(tmp_path, located, m
     trainer.run()
     assert mode.operations > 1000
     assert not mode.found, "\n".join(dict.fromkeys(mode.found))
+
+
+# -- compiling ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("draws", [1, 3])
+def test_prompts_of_any_length_compile_the_expert_twice_at_most_and_whole(draws):
+    """Once for the first length, once for lengths that vary; a graph that breaks is an error here."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    model = VLA(VLAConfig(model="tiny", vlm="tiny", vlm_layer_stride=2, num_future=8)).train()
+    compiled = CompileCounter()  # counts graphs and runs them as they are
+    words = "pick up the milk then the can and put them into the large wooden box".split()
+    batches = [make_batch(model.vlm, [" ".join(words[:count])] * 2) for count in (2, 5, 9, 14, 3)]
+    assert len({batch.observation.input_ids.shape for batch in batches}) == len(batches)
+
+    def losses() -> list[float]:
+        seeds = [torch.Generator().manual_seed(0) for _ in batches]
+        return [
+            model(batch, seed, noise_samples=draws).total.item() for batch, seed in zip(batches, seeds, strict=True)
+        ]
+
+    plain = losses()
+    model.expert.compile(backend=compiled, fullgraph=True)
+    assert losses() == pytest.approx(plain, rel=1e-5)
+    assert 1 <= compiled.frame_count <= 2
+    torch._dynamo.reset()
+
+
+# -- what the benchmark counts -----------------------------------------------------------------------------------------
+
+
+def test_counted_operations_are_those_of_the_formulas():
+    model = VLA(VLAConfig(model="tiny", vlm="tiny", vlm_layer_stride=1, num_future=8, train_stage=0)).train()
+    batch, samples, cameras = make_batch(model.vlm, ["go"] * 3), 3, 2
+    text, vision = model.vlm.qwen.config.text_config, model.vlm.qwen.config.vision_config
+
+    tokens = batch.observation.input_ids.shape[1]
+    heads, groups = text.num_attention_heads * text.head_dim, text.num_key_value_heads * text.head_dim
+    width = text.hidden_size
+    layer = tokens * (width * (2 * heads + 2 * groups) + 3 * width * text.intermediate_size) + 2 * tokens**2 * heads
+    language = 2 * samples * (max(model.vlm.layers) + 1) * layer
+    patches, d = (64 // vision.patch_size) ** 2, vision.hidden_size
+    block = patches * (4 * d * d + 2 * d * vision.intermediate_size) + 2 * patches**2 * d
+    merged = vision.spatial_merge_size**2 * d
+    mergers = 1 + len(vision.deepstack_visual_indexes)
+    merger = patches // vision.spatial_merge_size**2 * (merged * merged + merged * vision.out_hidden_size)
+    embedding = patches * 3 * vision.patch_size**2 * d
+    images = 2 * samples * cameras * (vision.depth * block + mergers * merger + embedding)
+    assert count_flops(lambda: model.vlm(batch.observation)) == pytest.approx(language + images, rel=1e-3)
+
+    features = model.vlm(batch.observation)
+    h, blocks, seen = model.expert.config.width, len(model.expert.blocks), features.camera.shape[1]
+    steps = model.expert.config.num_history + model.expert.config.num_future
+    per_token = 4 * h * h + 6 * h * h  # attention's projections, gated MLP
+    pairs = 2 * h * (seen * seen + steps * (seen + steps))
+    whole = blocks * (seen + steps) * per_token + blocks * pairs + blocks * seen * width * h
+    # The last block computes of the VL tokens their keys and values alone.
+    whole -= seen * (per_token - 2 * h * h) + 2 * h * seen * seen
+    forward = count_flops(lambda: model(batch, features=features))
+    assert forward == pytest.approx(2 * samples * whole, rel=0.1), "the rest is states, time and head"
+    both = count_flops(lambda: model(batch, features=features).total.backward())
+    assert both == pytest.approx(3 * forward, rel=0.12), "two products backward for one forward, less the inputs'"
