@@ -17,8 +17,7 @@ from Pyro4 import message
 
 from . import wire
 from .channel import Channel, Probe
-from .codec import Unsendable
-from .errors import CallTimeout, MalformedMessage, SessionLost, TransportError, rebuild_exception
+from .errors import CallTimeout, MalformedMessage, SessionLost, TransportError, Unsendable, rebuild_exception
 from .names import DEFAULT_PORT, Location, NameServer, parse_uri
 from .segments import reclaim_stale
 

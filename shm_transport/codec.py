@@ -14,17 +14,13 @@ marked by ``dive_into``, and torch tensors, which go as arrays. A byte says what
     m u16 head u64                           array, its data at this offset of the writer's shared segment
     g, like a                                numpy scalar (numpy's str and bytes go as Python's)
 
-head: u16 and numpy's type string ("<f4") or, if structured, the literal that .npy files use; u8 and as many u64, the
-shape; u64, the bytes.
+The head of an array is described in ``array_head``.
 Arrays of Python objects are refused either way, nothing here is pickled, and a decoder believes no number before it has
 compared it with the bytes it has.
 """
 
 from __future__ import annotations
 
-import ast
-import math
-import re
 import struct
 import sys
 from functools import lru_cache
@@ -32,7 +28,8 @@ from typing import Any
 
 import numpy as np
 
-from .errors import MalformedMessage
+from .array_head import array_head, parse_head
+from .errors import MalformedMessage, Unsendable
 from .marks import init_fields, travelling_class
 
 #: arrays of at least so many bytes go through shared memory where there is one
@@ -43,29 +40,14 @@ INLINE_ALIGNMENT = 16
 SHARED_ALIGNMENT = 64  # a cache line
 
 _MAX_INT_BYTES = 1024
-_MAX_DIMENSIONS = 32
-_MAX_LENGTH = 1 << 40
-_MAX_DTYPE_BYTES = 4096
+_REMEMBERED_NAME = 64  # bytes: the keys of frames recur, and a peer must not fill the memory with others
 _OWN_PART_FROM = 1 << 16  # an inline array of so many bytes is sent from where it lies
-_SIMPLE_DTYPE = re.compile(r"[<>|=](?:[biufcSUV]\d{1,9}|[mM]8(?:\[\d{0,9}[a-zA-Z]{1,2}\])?)\Z")
 
 _pack_u32 = struct.Struct("<cI").pack
 _pack_i64 = struct.Struct("<cq").pack
 _pack_u64 = struct.Struct("<Q").pack
 _pack_f64 = struct.Struct("<cd").pack
 _u16, _u32, _u64, _i64, _f64 = (struct.Struct("<" + code).unpack_from for code in "HIQqd")
-
-
-class Unsendable(TypeError):
-    """A value that cannot travel; ``path`` says where in the tree it is."""
-
-    def __init__(self, reason: str):
-        super().__init__(reason)
-        self.reason = reason
-        self.path: list[str] = []
-
-    def __str__(self) -> str:
-        return "".join(reversed(self.path)) + ": " + self.reason if self.path else self.reason
 
 
 class Arena:
@@ -205,7 +187,7 @@ class Encoder:
         shared = self._arena is not None and nbytes >= SHARED_FROM and tag == b"a"
         out = self._out
         out += b"m" if shared else tag
-        out += _array_head(array.dtype, array.shape)
+        out += array_head(array.dtype, array.shape)
         if shared:
             out += _pack_u64(self._arena.place(array))
             return
@@ -358,7 +340,7 @@ class Decoder:
     def _head(self, at: int) -> tuple[tuple[np.dtype, tuple[int, ...], int], int]:
         start = at + 2
         end = start + _u16(self._buffer, at)[0]
-        return _parse_head(bytes(self._buffer[start:end])), end
+        return parse_head(bytes(self._buffer[start:end])), end
 
     def _view(self, head: tuple[np.dtype, tuple[int, ...], int], source: Any, offset: int, limit: int) -> np.ndarray:
         dtype, shape, nbytes = head
@@ -393,95 +375,25 @@ class Decoder:
     }
 
 
-@lru_cache(maxsize=1024)
 def _name(name: str) -> bytes:
     """A key, or a field's name, as it travels: u32 and text."""
+    return _remembered_name(name) if len(name) <= _REMEMBERED_NAME else _packed_name(name)
+
+
+def _parse_name(raw: bytes) -> str:
+    return _remembered_text(raw) if len(raw) <= _REMEMBERED_NAME else raw.decode("utf-8", "surrogatepass")
+
+
+def _packed_name(name: str) -> bytes:
     raw = name.encode("utf-8", "surrogatepass")
     return struct.pack("<I", len(raw)) + raw
 
 
 @lru_cache(maxsize=1024)
-def _parse_name(raw: bytes) -> str:
+def _remembered_name(name: str) -> bytes:
+    return _packed_name(name)
+
+
+@lru_cache(maxsize=1024)
+def _remembered_text(raw: bytes) -> str:
     return raw.decode("utf-8", "surrogatepass")
-
-
-@lru_cache(maxsize=1024)
-def _array_head(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
-    """An array's dtype and shape as they travel."""
-    name = _dtype_name(dtype)
-    nbytes = math.prod(shape) * dtype.itemsize
-    head = name + struct.pack(f"<B{len(shape) + 1}Q", len(shape), *shape, nbytes)
-    return struct.pack("<H", len(head)) + head
-
-
-@lru_cache(maxsize=1024)
-def _parse_head(head: bytes) -> tuple[np.dtype, tuple[int, ...], int]:
-    """dtype, shape and bytes of an array, which agree with one another."""
-    end = 2 + _u16(head, 0)[0]
-    dtype = _parse_dtype(head[2:end])
-    ndim = head[end]
-    if ndim > _MAX_DIMENSIONS:
-        raise MalformedMessage(f"an array of {ndim} dimensions; at most {_MAX_DIMENSIONS} travel")
-    *shape, nbytes = struct.unpack(f"<{ndim + 1}Q", head[end + 1 :])
-    if math.prod(shape) * dtype.itemsize != nbytes:
-        raise MalformedMessage(f"{dtype} of shape {tuple(shape)} does not take the {nbytes} bytes of its header")
-    if max(shape, default=0) > _MAX_LENGTH:
-        raise MalformedMessage(f"an array of shape {tuple(shape)}")
-    return dtype, tuple(shape), nbytes
-
-
-def _dtype_name(dtype: np.dtype) -> bytes:
-    """The dtype as it travels: u16 and text."""
-    if dtype.hasobject:
-        raise Unsendable("an array of Python objects cannot travel; convert it to a numeric or string dtype")
-    if dtype.itemsize == 0:
-        raise Unsendable(f"an array of {dtype} has elements of no bytes; give them a length")
-    text = dtype.str if dtype.names is None else repr(np.lib.format.dtype_to_descr(dtype))
-    raw = text.encode()
-    try:
-        if (
-            _parse_dtype(raw) == dtype
-        ):  # not so for types that others have added to numpy: they would arrive as raw bytes
-            return struct.pack("<H", len(raw)) + raw
-    except MalformedMessage:
-        pass
-    raise Unsendable(f"an array of {dtype} cannot travel; convert it to a standard numpy dtype")
-
-
-@lru_cache(maxsize=256)
-def _parse_dtype(raw: bytes) -> np.dtype:
-    if len(raw) > _MAX_DTYPE_BYTES:
-        raise MalformedMessage(f"a dtype described in {len(raw)} bytes; at most {_MAX_DTYPE_BYTES}")
-    try:
-        text = raw.decode()
-        if text.startswith("["):
-            descr = ast.literal_eval(text)
-            _check_fields(descr)
-            dtype = np.lib.format.descr_to_dtype(descr)
-        else:
-            _check_simple(text)
-            dtype = np.dtype(text)
-    except Exception as error:  # whatever numpy makes of a hostile description
-        raise MalformedMessage(f"{raw[:80]!r} is not a dtype that travels ({type(error).__name__}: {error})") from None
-    if dtype.hasobject or dtype.itemsize == 0:
-        raise MalformedMessage(f"{raw[:80]!r} is not a dtype that travels: it holds objects or nothing")
-    return dtype
-
-
-def _check_simple(text: object) -> None:
-    if not isinstance(text, str) or not _SIMPLE_DTYPE.match(text):
-        raise ValueError(f"{text!r} is not a plain type string")
-
-
-def _check_fields(descr: object) -> None:
-    """A structured type's description: [(name, type[, shape]), ...], the type a string or again such a list."""
-    for field in descr:
-        name, kind = field[:2]
-        if not isinstance(name, (str, tuple)) or len(field) > 3:
-            raise ValueError(f"{field!r} is not a field")
-        if isinstance(kind, tuple):  # (type, shape)
-            kind = kind[0]
-        if isinstance(kind, list):
-            _check_fields(kind)
-        else:
-            _check_simple(kind)

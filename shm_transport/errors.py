@@ -25,6 +25,18 @@ class MalformedMessage(ValueError):
     """Bytes from the peer that are not a message of this protocol, or one that contradicts itself."""
 
 
+class Unsendable(TypeError):
+    """A value that cannot travel; ``path`` says where in the tree it is."""
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason
+        self.path: list[str] = []
+
+    def __str__(self) -> str:
+        return "".join(reversed(self.path)) + ": " + self.reason if self.path else self.reason
+
+
 class RemoteError(Exception):
     """The service's method raised. ``str`` of it is the remote message."""
 

@@ -58,6 +58,6 @@ def travelling_class(name: str) -> "type[Any] | None":
     return _CLASSES.get(name)
 
 
-def init_fields(cls: type[Any]) -> "tuple[str, ...]":
+def init_fields(cls: type[Any]) -> tuple[str, ...]:
     """The fields that a marked dataclass is built from."""
     return tuple(field.name for field in dataclasses.fields(cls) if field.init)

@@ -75,7 +75,7 @@ class NameServer:
         """Forget a name."""
         self._ask("remove", name)
 
-    def names(self) -> "dict[str, str]":
+    def names(self) -> dict[str, str]:
         """All names, with their addresses as text."""
         answer = self._ask("list")
         if not isinstance(answer, dict):

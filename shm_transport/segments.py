@@ -166,17 +166,17 @@ def open_segment(name: str) -> Any:
     return mapped
 
 
-def stale_segments() -> "list[tuple[str, int]]":
+def stale_segments() -> list[tuple[str, int]]:
     """Names and sizes of this user's segments whose owners are dead."""
     return _dead(remove=False)
 
 
-def reclaim_stale() -> "list[str]":
+def reclaim_stale() -> list[str]:
     """Remove this user's segments whose owners are dead; their names."""
     return [name for name, _ in _dead(remove=True)]
 
 
-def _dead(remove: bool) -> "list[tuple[str, int]]":
+def _dead(remove: bool) -> list[tuple[str, int]]:
     found = []
     for name in os.listdir(DIRECTORY) if available() else []:
         if not _NAME.match(name):

@@ -26,8 +26,7 @@ from Pyro4 import core, errors, message, socketutil
 
 from . import wire
 from .channel import Channel, answer_probe
-from .codec import Unsendable
-from .errors import MalformedMessage, TransportError, describe_exception
+from .errors import MalformedMessage, TransportError, Unsendable, describe_exception
 from .marks import exposed_methods
 from .names import DEFAULT_PORT, Location, NameServer
 from .segments import reclaim_stale
@@ -85,7 +84,7 @@ class Client:
         hook = getattr(self.session, method, None)
         return hook() if callable(hook) else {}
 
-    def answer(self, frame: wire.Frame) -> "tuple[list[Any], int]":
+    def answer(self, frame: wire.Frame) -> tuple[list[Any], int]:
         """Run the call in a message: the reply's parts and flags. Whatever the method raises is a reply."""
         started = time.monotonic()
         try:
@@ -107,7 +106,7 @@ class Client:
             self.last_call = time.time()
             self.seconds_in_call += time.monotonic() - started
 
-    def _read(self, frame: wire.Frame) -> "tuple[str, tuple, dict[str, Any]]":
+    def _read(self, frame: wire.Frame) -> tuple[str, tuple, dict[str, Any]]:
         if frame.serializer != wire.SERIALIZER_ID:
             raise MalformedMessage(f"payloads in serialiser {frame.serializer} are not accepted; use get_shm_proxy")
         if frame.flags:
