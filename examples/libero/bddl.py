@@ -17,6 +17,9 @@ class UnusableTask(SimulatorError):
 Predicate = tuple[str, ...]
 """What must hold of which things: ``("in", "milk_1", "basket_1_contain_region")``."""
 
+Goal = tuple[Predicate, ...]
+"""All of these at once."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -29,10 +32,9 @@ class Problem:
     regions: dict[str, str]
     """Name of a place -> the thing it belongs to."""
     init: tuple[Predicate, ...]
-    goal: tuple[Predicate, ...]
-    """All of these at once."""
+    goal: Goal
 
-    def names(self, goal: tuple[Predicate, ...]) -> bool:
+    def names(self, goal: Goal) -> bool:
         """Whether everything that ``goal`` is about is in this scene."""
         known = {*self.objects, *self.fixtures, *self.regions}
         return all(name in known for _, *arguments in goal for name in arguments)

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from examples.errors import SimulatorError
-from examples.libero.bddl import Predicate, Problem
+from examples.libero.bddl import Goal, Predicate, Problem
 from examples.libero.rollout import EpisodeKey, Plan, Policy
-from examples.libero.tasks import LiberoTask
+from examples.libero.tasks import LiberoTask, suite_tasks
 
 if TYPE_CHECKING:
     from examples.libero.simulator import LiberoEnv
 
+THEN = " and then "  # between the instructions of a sequence
 ATTEMPTS = 4  # at one part of the goal
 HELD_BY_THE_RIM = ("bowl", "ramekin", "mug", "frypan")  # in the names of things wider than the gripper opens
 PLACES = ("contain_region", "cook_region", "top_side")  # regions that a thing can be put down in from above
@@ -58,8 +59,13 @@ class ScriptedExpert(Policy):
     """One target at a time, from the newest state."""
 
     def begin(self, env: LiberoEnv, instruction: str, episode: EpisodeKey) -> None:
-        check_task(env.task)
-        self._todo = [predicate for predicate in env.task.problem.goal if not env.holds([predicate])]
+        self.instruct(env, instruction)
+
+    def instruct(self, env: LiberoEnv, instruction: str) -> None:
+        """It understands the instructions of the suite's tasks, as they are worded, and sequences of them."""
+        goal = named_goal(env.task, instruction)
+        check_goal(env.task, goal)
+        self._todo = [predicate for predicate in goal if not env.holds([predicate])]
         self._attempt = 0
         self._start_part(env)
 
@@ -124,8 +130,10 @@ class ScriptedExpert(Policy):
         release = top + above_bottom + 0.03 if rim else max(floor + above_bottom + 0.02, top + above_bottom - 0.04)
         across = np.array([*(goal + at - centre)[:2], release])
         carry = max(top + above_bottom + 0.06, at[2] + 0.10)
-        over = max(env.world_from_ee[2, 3] - 0.02, at[2] + 0.10)
+        here = env.world_from_ee[:3, 3]
+        over = max(here[2] - 0.02, at[2] + 0.10)
         self._waypoints = (
+            Waypoint(_raised(here, over), 1.0, 30, 0.04),
             Waypoint(_raised(at, over), 1.0, 60, 0.04, free=True),
             Waypoint(_raised(at, at[2] + 0.10), 1.0, 60, 0.015, free=True),
             Waypoint(_raised(at, at[2] + 0.05), 1.0, 30, 0.008),
@@ -139,12 +147,31 @@ class ScriptedExpert(Policy):
         )
 
 
-def check_task(task: LiberoTask) -> None:
-    """Raises ``SimulatorError`` for a task that takes more than picking up and putting down from above."""
-    problem = task.problem
-    for predicate in problem.goal:
-        if not _can(problem, predicate):
+def named_goal(task: LiberoTask, instruction: str) -> Goal:
+    """What an instruction asks for in the scene of ``task``: its own goal, another task's of its suite, or several
+    tasks' one after the other.
+
+    Raises ``SimulatorError`` for words that are none of these.
+    """
+    if instruction == task.language:
+        return task.problem.goal
+    goals = {other.language: other.problem.goal for other in suite_tasks(task.suite, task.benchmark) if not other.fault}
+    parts = [instruction] if instruction in goals else instruction.split(THEN)
+    if any(part not in goals for part in parts):
+        raise SimulatorError(f"{task.suite}/{task.name}: the expert does not understand {instruction!r}")
+    return tuple(dict.fromkeys(predicate for part in parts for predicate in goals[part]))
+
+
+def check_goal(task: LiberoTask, goal: Goal) -> None:
+    """Raises ``SimulatorError`` for a goal that takes more than picking up and putting down from above."""
+    for predicate in goal:
+        if not _can(task.problem, predicate):
             raise SimulatorError(f"{task.suite}/{task.name}: the expert cannot do {' '.join(predicate)}; leave it out")
+
+
+def can_do(task: LiberoTask) -> bool:
+    """Whether all of a task's goal is of that kind."""
+    return all(_can(task.problem, predicate) for predicate in task.problem.goal)
 
 
 def _can(problem: Problem, predicate: Predicate) -> bool:

@@ -26,7 +26,7 @@ from examples.errors import SimulatorError
 from examples.libero import environment
 from examples.libero.benchmarks import find_benchmark
 from examples.libero.control import libero_action
-from examples.libero.expert import ScriptedExpert, check_task
+from examples.libero.expert import ScriptedExpert, check_goal
 from examples.libero.rollout import EpisodeKey, Plan, Policy, Start, run_episode
 from examples.libero.tasks import LiberoTask, suite_tasks
 
@@ -147,12 +147,12 @@ def chosen_tasks(benchmark: str, suite: str, chosen: str) -> list[LiberoTask]:
         for task in picked:
             if task.fault is not None:
                 raise SimulatorError(task.fault)
-            check_task(task)
+            check_goal(task, task.problem.goal)
         return picked
     picked = []
     for task in tasks:
         try:
-            check_task(task)
+            check_goal(task, task.problem.goal)
         except SimulatorError as reason:
             print(f"left out: {reason}", file=sys.stderr)
         else:

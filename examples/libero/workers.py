@@ -19,7 +19,7 @@ from data_utils.worker_process import WorkerDied, WorkerProcess
 from examples.errors import SimulatorError
 from examples.libero import environment
 from examples.libero.policies import PolicyError, PolicySettings, make_policy
-from examples.libero.rollout import EpisodeKey, EpisodeResult, run_episode
+from examples.libero.rollout import EpisodeKey, EpisodeResult, Plan, Policy, run_episode
 from examples.libero.tasks import LiberoTask
 from shm_transport import RemoteError, SessionLost, TransportError
 
@@ -91,18 +91,18 @@ class EpisodeRunner:
             self._policy = make_policy(self._settings)
         env = self._environment(episode)
         with self._film(episode, env) as video:
-            result = run_episode(
-                env,
-                self._policy,
-                episode.key,
-                episode.instruction,
-                episode.max_steps,
-                self._execute_steps,
-                None if video is None else video.add,
-            )
+            result = self.outcome(episode, self._policy, env, None if video is None else video.add)
             if video is not None:
                 video.end(result.success)
         return Outcome(result, time.monotonic() - started)
+
+    def outcome(
+        self, episode: Episode, policy: Policy, env: Any, on_step: Callable[[Plan], None] | None
+    ) -> EpisodeResult:
+        """What comes of an episode; for those who do more in one than follow its instruction."""
+        return run_episode(
+            env, policy, episode.key, episode.instruction, episode.max_steps, self._execute_steps, on_step
+        )
 
     def close(self) -> None:
         for part in (self._env, self._policy):
