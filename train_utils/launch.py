@@ -14,7 +14,7 @@ from pathlib import Path
 
 from apt.checkpoint import LATEST, CheckpointError, find_checkpoint, load_checkpoint
 from apt.cli import CommandLineError, parse_train_config
-from apt.configs import ConfigError, TrainConfig
+from apt.configs import CONFIGS, ConfigError, TrainConfig
 from apt.encoders.hub import VLMLoadError
 from apt.state_dict_adapter import checkpoint_stage
 from data_utils.data_loc import locate
@@ -48,7 +48,10 @@ def build_parser(command: str) -> argparse.ArgumentParser:
         description=(
             "Fine-tune a pretrained policy." if finetune else "Train a policy: stage 0 (VA prior), then stage 1 (VLA)."
         ),
-        epilog="Any further --field value pairs set fields of TrainConfig (python -m apt.train --help lists them).",
+        epilog=(
+            "Any further --field value pairs set fields of TrainConfig (python -m apt.train --help lists them). "
+            "Recipes: docs/training.md."
+        ),
         allow_abbrev=False,
     )
     add = parser.add_argument
@@ -56,21 +59,25 @@ def build_parser(command: str) -> argparse.ArgumentParser:
     add("--ds-zero", choices=("2", "3"), help="under deepspeed, shard optimizer state (2) or parameters too (3)")
     add("--gpus", help="GPU indices, e.g. 0,1,2,3; or cpu, for two processes cpu,cpu (default: all GPUs, else the CPU)")
     add("--stage", choices=("0", "1", "both"), default="1" if finetune else "both", help="default: %(default)s")
-    add("--config", required=True, help="preset of apt/configs.py")
+    add("--config", required=True, help=f"preset of apt/configs.py: {', '.join(sorted(CONFIGS))}")
     add("--va-name", help="name of the stage-0 run (default: CONFIG_va)")
     add("--vla-name", help="name of the stage-1 run (default: CONFIG_vla)")
     add("--va-conti", metavar="NAME", help="resume this stage-0 run")
     add("--vla-conti", metavar="NAME", help="resume this stage-1 run")
     if finetune:
-        add("--pretrained-ckpt", metavar="CKPT", help="run name under the checkpoint root, or path to a .pt")
-    add("--bs", type=int, help="batch size per process")
+        add(
+            "--pretrained-ckpt",
+            metavar="CKPT",
+            help="what to start from: a run name under the checkpoint root, a .pt, or an exported folder",
+        )
+    add("--bs", type=int, help="samples per process and pass (default, as of all below without one: the preset's)")
     add("--max-iter", type=int, help="iterations of each stage")
-    add("--accum", type=int, help="gradient accumulation steps")
+    add("--accum", type=int, help="passes per step, whose gradients are averaged")
     add("--vlm-mode", choices=("frozen", "lora", "full"), help="what of the VLM trains in stage 1")
-    add("--vlm-lr", type=float, help="learning rate of the VLM's parameters")
+    add("--vlm-lr", type=float, help="learning rate of the VLM's parameters (default: the expert's)")
     add("--gc", action="store_true", help="gradient checkpointing in the VLM")
-    add("--save-interval", type=int, help="iterations between numbered checkpoints")
-    add("--dry-run", action="store_true", help="print what the run would take, and do nothing")
+    add("--save-interval", type=int, help="iterations between checkpoints that are kept, ckpt_<iteration>.pt")
+    add("--dry-run", action="store_true", help="print parameters, steps, disk and memory of the run, and do nothing")
     add("--port", "--master-port", type=int, default=29500, help="where processes meet (default: %(default)s)")
     add("--nnodes", type=int, default=1, help="machines (default: %(default)s)")
     add("--node-rank", type=int, default=0, help="this machine, 0 to nnodes - 1")

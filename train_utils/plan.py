@@ -28,6 +28,7 @@ import torch
 from apt.checkpoint import format_bytes
 from apt.configs import TrainConfig
 from apt.encoders.hub import load_config
+from apt.policy_config import VLAConfig
 from data_utils.datasets import get_dataset_class
 from data_utils.loader import batches_per_epoch
 
@@ -62,20 +63,20 @@ class Memory:
         return sum(dataclasses.astuple(self))
 
 
-@functools.cache
 def count_parameters(config: TrainConfig) -> tuple[Count, Count]:
     """Of the expert and of the VLM, by a model without memory."""
-    model = _meta_model(config)
-    return _count(model.expert), _count(model.vlm)
+    frozen = torch.bfloat16 if _is_half(config) else torch.float32
+    trained = torch.bfloat16 if config.vlm_param_dtype == "bf16" else torch.float32
+    return _count_policy(dataclasses.replace(config.vla_config(), gradient_checkpointing=False), frozen, trained)
 
 
-def _meta_model(config: TrainConfig) -> torch.nn.Module:
+@functools.cache
+def _count_policy(policy: VLAConfig, frozen: torch.dtype, trained: torch.dtype) -> tuple[Count, Count]:
     from apt.vla import VLA  # slow to import; the launcher that describes a plan seldom does
 
-    half = torch.bfloat16 if _is_half(config) else torch.float32
-    trained = torch.bfloat16 if config.vlm_param_dtype == "bf16" else torch.float32
     with torch.device("meta"):
-        return VLA(config.vla_config(), frozen_dtype=half, trained_dtype=trained, random_vlm=True)
+        model = VLA(policy, frozen_dtype=frozen, trained_dtype=trained, random_vlm=True)
+    return _count(model.expert), _count(model.vlm)
 
 
 def _is_half(config: TrainConfig) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +14,8 @@ import pytest
 import torch
 
 from apt.checkpoint import load_checkpoint, save_checkpoint
-from apt.configs import CONFIGS
+from apt.configs import CONFIGS, TrainConfig
+from apt.train import main as trainer
 from tests.training.helpers import REPOSITORY, train
 from train_utils import launch
 
@@ -198,11 +201,42 @@ def test_every_preset_of_the_specification_is_there():
 
 
 @pytest.mark.parametrize("script", ["train", "finetune"])
-def test_help_lists_the_flags(script):
-    result = run(script, "--help")
-    assert result.returncode == 0
-    for flag in ("--backend", "--gpus", "--stage", "--vla-conti", "--vlm-mode", "--accum", "--nnodes"):
-        assert flag in result.stdout
+def test_help_lists_every_flag_preset_and_default(script, capsys):
+    with pytest.raises(SystemExit) as ended:
+        launch.main([script, "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert ended.value.code == 0 and f"usage: scripts/{script}.sh" in said
+    assert all(name in said for name in CONFIGS) and "docs/training.md" in said
+    parser = launch.build_parser(script)
+    for action in parser._actions:
+        assert action.help, f"{action.option_strings} has no help"
+        assert all(option in said for option in action.option_strings)
+    assert ("--pretrained-ckpt" in said) == (script == "finetune")
+    assert f"default: {'1' if script == 'finetune' else 'both'}" in said and "(default: 60)" in said
+
+
+def test_the_trainers_help_lists_every_field_and_the_dry_run(capsys):
+    with pytest.raises(SystemExit):
+        trainer(["--help"])
+    said = capsys.readouterr().out
+    assert "--dry-run says what the run would take" in " ".join(re.sub("[│─╭╮╰╯]", " ", said).split())
+    assert all(f"--{field.name.replace('_', '-')}" in said for field in dataclasses.fields(TrainConfig))
+
+
+@pytest.mark.parametrize("flags, named", [
+    (("--dryrun",), "--dryrun"),
+    (("--node-timeout", 0), "--node-timeout is 0"),
+    (("--node-timeout", "soon"), "--node-timeout"),
+    (("--accum", 0), "gradient_accumulation_steps is 0"),
+    (("--max-iter", 0), "max_iterations is 0"),
+    (("--vlm-mode", "some"), "--vlm-mode"),
+    (("--cache_vlm_features", "features"), "cache_vlm_features needs images that come again"),
+    (("--backend", "deepspeed", "--use_compile", True, "--ds-zero", 3), "use_compile does not work with ds_zero 3"),
+])  # fmt: skip
+def test_flags_that_cannot_be_meant_are_one_line(tmp_path, located, capfd, flags, named):
+    command = ["train", "--config", "debug", "--gpus", "cpu", *map(str, flags), *map(str, where(tmp_path))]
+    refused(subprocess.CompletedProcess(command, launch.main(command), *capfd.readouterr()), named)
+    assert not (tmp_path / "ckpt").exists()
 
 
 def test_gpus_that_are_not_there_are_refused(tmp_path, data_loc):
