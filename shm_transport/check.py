@@ -89,9 +89,11 @@ def check_service(report: Report, name: str, ns_host: str, ns_port: int) -> None
     """Does it answer, over which path, and how fast?"""
     try:
         with get_shm_proxy(name, ns_host, ns_port, timeout=10.0) as proxy:
-            methods = [method for method in dir(proxy) if not method.startswith("_") and method != "close"]
-            report.ok(f"{name} answers in version {wire.PROTOCOL_VERSION} of the protocol: {', '.join(methods)}")
-            shared = bool(connection_info(proxy)["shared_memory"])
+            info = connection_info(proxy)
+            report.ok(
+                f"{name} answers in version {wire.PROTOCOL_VERSION} of the protocol: {', '.join(info['methods'])}"
+            )
+            shared = info["shared_memory"]
             if shared:
                 report.ok("the service sees this process's shared memory")
             else:

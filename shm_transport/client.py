@@ -241,13 +241,14 @@ def ping(proxy: ShmProxy, payload: Any = None) -> float:
 
 
 def connection_info(proxy: ShmProxy) -> dict[str, Any]:
-    """How a proxy is connected: {"connected", "location", "shared_memory", "segments_created", "sent_bytes",
-    "received_bytes"}, the last three counted since the session began."""
+    """How a proxy is connected: {"connected", "location", "methods", "shared_memory", "segments_created",
+    "sent_bytes", "received_bytes"}, the last three counted since the session began."""
     with proxy._lock:
         channel = proxy._channel
         return {
             "connected": channel is not None,
             "location": str(proxy._location),
+            "methods": list(proxy._methods),
             "shared_memory": channel is not None and channel.shared,
             "segments_created": channel.segments_created if channel is not None else 0,
             "sent_bytes": channel.sent_bytes if channel is not None else 0,
