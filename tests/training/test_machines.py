@@ -58,26 +58,23 @@ def two_machines(folder: Path, data_loc: Path) -> list:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim, how", [(1, signal.SIGSTOP), (0, signal.SIGSTOP), (1, signal.SIGKILL)])
-def test_a_machine_that_goes_away_ends_the_job_on_the_other(tmp_path, data_loc, victim, how):
-    nodes = two_machines(tmp_path, data_loc)
-    gone = family(nodes[victim].pid)
+@pytest.mark.parametrize("how", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_machine_that_goes_away_ends_the_job_on_the_other(tmp_path, data_loc, how):
+    first, second = two_machines(tmp_path, data_loc)
+    gone = family(second.pid)
     began = time.monotonic()
     send(how, gone)  # stopped processes keep their connections, as a machine without power or network seems to
     try:
-        _, err = nodes[1 - victim].communicate(timeout=60)
+        _, err = first.communicate(timeout=90)
     finally:
         send(signal.SIGKILL, gone if how == signal.SIGSTOP else [])
-        nodes[victim].communicate()
-    assert time.monotonic() - began < 30
+        second.communicate()
+    assert time.monotonic() - began < 60
     if how == signal.SIGKILL:
-        assert err.startswith("error: another process of this run went away"), err
-        assert nodes[0].returncode == LOST_PEER
+        assert first.returncode == LOST_PEER and err.startswith("error: another process of this run went away"), err
         return
-    assert nodes[1 - victim].returncode == FAILED
-    assert err.startswith(f"error: machine {victim} (--node-rank) has not been heard of for 6 s"), err
-    if victim == 0:
-        return
+    assert first.returncode == FAILED
+    assert err.startswith("error: machine 1 (--node-rank) has not been heard of for 6 s"), err
     saved = load_checkpoint(tmp_path / "a b/ckpt/va/ckpt_latest.pt")["current_iters"]
     # On one machine now; whatever the line says about two is overridden.
     again = run_printed(printed_command(err), "--max-iter", str(saved + 1), "--nnodes", "1", "--node-rank", "0")
@@ -85,9 +82,8 @@ def test_a_machine_that_goes_away_ends_the_job_on_the_other(tmp_path, data_loc, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("gpus", ["cpu", "cpu,cpu"])
-def test_processes_whose_launcher_was_killed_save_and_end(tmp_path, data_loc, gpus):
-    process = start_script(tmp_path, data_loc, "--stage", 0, "--va-name", "va", "--max-iter", 9999, gpus=gpus)
+def test_processes_whose_launcher_was_killed_save_and_end(tmp_path, data_loc):
+    process = start_script(tmp_path, data_loc, "--stage", 0, "--va-name", "va", "--max-iter", 9999)
     wait_for(process, " 7/9999 ")
     below = family(process.pid)[1:]
     process.kill()
