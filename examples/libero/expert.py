@@ -29,6 +29,7 @@ MAX_WIDTH = 0.075  # m, of what fits between the fingers
 FINGERS, FINGERS_BELOW = np.array([0.062, 0.014]), 0.012
 HAND, HAND_ABOVE = np.array([0.105, 0.035]), 0.035
 CLEARANCE = 0.03  # m: more room than this makes a grasp no better
+OPEN_HAND = 0.2  # m that the hand needs between walls
 SLIPPED = 0.04  # m that a thing moved in the hand: it is no longer held
 
 
@@ -121,15 +122,20 @@ class ScriptedExpert(Policy):
         low, high = points.min(axis=0), points.max(axis=0)
         centre = (low + high) / 2
         rim = _held_by_the_rim(env.task.problem, thing)
-        goal, floor, top = _destination(env, place)
-        candidates = (rim_grasps if rim else top_grasps)(points, _others(env, thing), goal)
+        goal = _destination(env, place)
+        candidates = (rim_grasps if rim else top_grasps)(points, _others(env, thing), goal.middle)
         grasp = candidates[min(self._attempt, len(candidates) - 1)]
         self._world_from_ee = grasp.world_from_ee
         at = grasp.world_from_ee[:3, 3]
         above_bottom = at[2] - low[2]
-        release = top + above_bottom + 0.03 if rim else max(floor + above_bottom + 0.02, top + above_bottom - 0.04)
-        across = np.array([*(goal + at - centre)[:2], release])
-        carry = max(top + above_bottom + 0.06, at[2] + 0.10)
+        if rim:
+            release = goal.top + above_bottom + 0.03
+        else:
+            release = max(goal.floor + above_bottom + 0.02, goal.top + above_bottom - 0.04)
+            if goal.room < OPEN_HAND:  # between narrow walls the fingers do not open
+                release = max(release, goal.top + FINGERS_BELOW + 0.01)
+        across = np.array([*(goal.middle + at - centre)[:2], release])
+        carry = max(goal.top + above_bottom + 0.06, at[2] + 0.10)
         here = env.world_from_ee[:3, 3]
         over = max(here[2] - 0.02, at[2] + 0.10)
         self._waypoints = (
@@ -261,18 +267,30 @@ def _held_by_the_rim(problem: Problem, thing: str) -> bool:
     return any(word in problem.objects[thing] for word in HELD_BY_THE_RIM)
 
 
-def _destination(env: LiberoEnv, place: str) -> tuple[np.ndarray, float, float]:
-    """Where to put a thing: the middle (3,), and the lowest and highest point there (m)."""
+@dataclass(frozen=True)
+class Destination:
+    middle: np.ndarray
+    """(3,) in the world."""
+    floor: float
+    top: float
+    """Lowest and highest point there (m)."""
+    room: float
+    """Its narrower side (m)."""
+
+
+def _destination(env: LiberoEnv, place: str) -> Destination:
+    """Where to put a thing."""
     problem = env.task.problem
     owner = problem.regions.get(place, place)
     points = env.collision_points(owner)
+    low, high = points.min(axis=0), points.max(axis=0)
+    room = float((high - low)[:2].min())
     if owner in problem.objects:
-        low, high = points.min(axis=0), points.max(axis=0)
-        return (low + high) / 2, low[2], high[2]
-    centre = env.region_position(place)
-    below = points[np.linalg.norm(points[:, :2] - centre[:2], axis=1) < 0.06]
-    top = below[:, 2].max(initial=centre[2])
-    return centre, top, top
+        return Destination((low + high) / 2, low[2], high[2], room)
+    middle = env.region_position(place)
+    below = points[np.linalg.norm(points[:, :2] - middle[:2], axis=1) < 0.06]
+    top = below[:, 2].max(initial=middle[2])
+    return Destination(middle, top, top, room)
 
 
 def _others(env: LiberoEnv, thing: str) -> np.ndarray:
