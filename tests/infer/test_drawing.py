@@ -6,7 +6,8 @@ import av
 import numpy as np
 import pytest
 
-from infer_utils.draw_traj import draw_trajectory, enlarge, project
+from data_utils.observation import CameraFrame
+from infer_utils.draw_traj import ARM_COLORS, draw_plan, draw_trajectory, enlarge, project
 from infer_utils.video import VideoWriter
 
 K = np.array([[100.0, 0, 64], [0, 100.0, 64], [0, 0, 1]])
@@ -39,6 +40,25 @@ def test_a_closed_gripper_is_drawn_white():
     path = np.array([[0, 0, 1.0], [0.2, 0, 1.0]])
     canvas = draw_trajectory(np.zeros((128, 128, 3), np.uint8), K, np.eye(4), path, np.array([1.0, 0.0]))
     assert tuple(canvas[64, 84]) == (255, 255, 255) and canvas[64, 64, 2] < 100
+
+
+def test_a_plan_shows_every_arm_in_its_colour_on_every_camera_the_first_sample_thickest():
+    poses = np.tile(np.eye(4), (3, 8, 2, 1, 1))
+    poses[..., 2, 3] = 1.0
+    poses[..., 0, 3] = np.linspace(-0.3, 0.3, 8)[:, None]
+    poses[..., 1, 3] = np.array([-0.3, 0.3])  # one arm above the other
+    poses[1:, ..., 1, 3] += 0.2 * np.array([[[1.0]], [[0.5]]])
+    cameras = [CameraFrame(np.zeros((128, 128, 3), np.uint8), K, np.eye(4)) for _ in range(2)]
+    cameras.append(CameraFrame(np.zeros((64, 64, 3), np.uint8), K * [[0.5], [0.5], [1]], np.eye(4)))
+    image = draw_plan(cameras, poses, np.ones((3, 8, 2)))
+    assert image.shape == (256, 3 * 256, 3) and not cameras[0].rgb.any()  # small images are enlarged
+    for tile in np.split(image, 3, axis=1):
+        for arm in range(2):
+            last = tile[128 + round(200 * (-0.3, 0.3)[arm]), 128 + 60]
+            assert np.abs(last.astype(int) - ARM_COLORS[arm]).max() < 30
+    column = image[:, 128].any(-1)
+    thickness = np.diff(np.flatnonzero(np.diff(np.concatenate([[False], column, [False]]).astype(int))))[::2]
+    assert len(thickness) == 6 and thickness[0] > thickness[1]
 
 
 def test_a_video_appears_whole_or_not_at_all(tmp_path):

@@ -16,6 +16,7 @@ from apt.infer.planner import TrajPlanner
 from apt.infer.policy import pick_device
 from apt.infer.turns import FairLock
 from data_utils.datasets import PickPlaceCan
+from tests.conftest import GOLDEN
 from tests.infer.helpers import frame_at, tiny_policy
 from tests.model.helpers import make_observation
 
@@ -88,6 +89,26 @@ def test_a_reset_during_a_query_leaves_no_trace_of_it(policy, dataset, monkeypat
         patch.setattr(policy, "infer", overtaken)
         assert planner.get_action() is not None
     assert not planner._ensemblers and planner.get_action() is None
+
+
+@pytest.mark.parametrize("name", ["ensemble", "ensemble_dense"])
+def test_a_planners_ensemble_is_the_released_ones(policy, name):
+    archive = np.load(GOLDEN / "geometry" / f"{name}.npz")
+    planner = session(policy)
+    planner.set_ensemble_nums(4)
+    for _ in range(2):  # after a reset everything as before
+        for k in range(len(archive.files) // 5):
+            times, position, rotation = (archive[f"{k}.{key}"] for key in ("time", "pos", "rot"))
+            poses = np.tile(np.eye(4), (len(times), 1, 1, 1))
+            poses[:, 0, :3, :3], poses[:, 0, :3, 3] = rotation, position
+            blended, _ = planner.ensemble_traj(poses, np.zeros((len(times), 1)), times)
+            np.testing.assert_allclose(blended[:, 0, :3, 3], archive[f"{k}.pos_out"], atol=1e-5)
+            np.testing.assert_allclose(blended[:, 0, :3, :3], archive[f"{k}.rot_out"], atol=1e-5)
+        planner.reset()
+    planner.set_ensemble_nums(0)
+    for wrong in (-1, 2.5, True):
+        with pytest.raises(ValueError, match="ensemble size"):
+            planner.set_ensemble_nums(wrong)
 
 
 def test_queries_are_served_in_the_order_of_asking():
