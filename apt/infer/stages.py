@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 
@@ -99,21 +100,20 @@ class _RecordedQuery:
         torch.cuda.synchronize()
 
         self._graphs: dict[str, torch.cuda.CUDAGraph] = {}
-        recording: list[torch.cuda.graph] = []
+        with contextlib.ExitStack() as recording:
 
-        def start() -> None:
-            graph = torch.cuda.CUDAGraph()
-            recording.append(torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"))
-            recording[-1].__enter__()
-            self._graphs[STAGES[len(recording) - 1]] = graph
+            def record(stage: str) -> None:
+                graph = self._graphs[stage] = torch.cuda.CUDAGraph()
+                # Other threads go on with what they do on the device.
+                recording.enter_context(torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"))
 
-        def next_graph(stage: str) -> None:
-            recording[-1].__exit__(None, None, None)
-            if stage != STAGES[-1]:
-                start()
+            def next_graph(finished: str) -> None:
+                recording.close()
+                if finished != STAGES[-1]:
+                    record(STAGES[STAGES.index(finished) + 1])
 
-        start()
-        self._result = stages.run(observation, noise, run, guide, next_graph)
+            record(STAGES[0])
+            self._result = stages.run(observation, noise, run, guide, next_graph)
 
     def replay(self, inputs: tuple, mark: Mark) -> torch.Tensor:
         for place, value in zip(_tensors(self._inputs), _tensors(inputs), strict=True):

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from apt.infer.loading import merge_adapters
+from apt.checkpoint import save_checkpoint, write_config
+from apt.configs import CONFIGS
+from apt.hub_folder import write_folder
 from apt.infer.plan import Timing
 from apt.infer.planner import TrajPlanner
-from apt.infer.policy import pick_device
+from apt.infer.policy import Policy, pick_device
 from apt.infer.turns import FairLock
 from data_utils.datasets import PickPlaceCan
 from tests.conftest import GOLDEN
@@ -198,25 +200,33 @@ def test_samples_of_one_query_are_those_of_a_batch_of_its_copies(policy):
     np.testing.assert_allclose(states, wanted.numpy(), atol=1e-4)
 
 
-def test_merged_adapters_give_the_same_outputs_and_take_nothing():
-    policy = tiny_policy(vlm_mode="lora", train_stage=1)
-    model, frozen = policy.model, tiny_policy().model
+def test_a_policy_with_adapters_is_loaded_merged_from_a_file_or_a_folder(tmp_path):
+    """Same outputs, and not a parameter more than the VLM has without adapters."""
+    unmerged, plain = tiny_policy(vlm_mode="lora").model, tiny_policy().model
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for name, parameter in model.vlm.qwen.named_parameters():
+        for name, parameter in unmerged.vlm.qwen.named_parameters():
             if "lora_" in name:
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    observation = make_observation(model.vlm, ["pick up the milk", "go"])
+    content = {"weights": unmerged.released_weights(), "vlm_weights": unmerged.released_vlm_weights()}
+    config = dataclasses.replace(CONFIGS["debug"], vlm_finetune_mode="lora", train_stage=1).to_dict()
+    (tmp_path / "run").mkdir()
+    save_checkpoint(content, tmp_path / "run" / "ckpt_latest.pt")
+    write_config(tmp_path / "run", config)
+    write_folder(content, config, tmp_path / "exported")
+
+    observation = make_observation(unmerged.vlm, ["pick up the milk", "go"])
     with torch.no_grad():
-        before = model.vlm(observation)
-        merge_adapters(model.vlm.qwen)
-        after, plain = model.vlm(observation), frozen.vlm(observation)
-    deepest = max(before.hidden_states)
-    scale = before.hidden_states[deepest].abs().max()
-    assert (before.hidden_states[deepest] - after.hidden_states[deepest]).abs().max() < 1e-5 * scale
-    assert (plain.hidden_states[deepest] - after.hidden_states[deepest]).abs().max() > 1e-2 * scale
-    counts = [sum(parameter.numel() for parameter in m.parameters()) for m in (model, frozen)]
-    assert counts[0] == counts[1]
+        wanted, base = unmerged.vlm(observation), plain.vlm(observation)
+        for path in (tmp_path / "run" / "ckpt_latest.pt", tmp_path / "exported"):
+            model = Policy.load(path, "cpu").model
+            got = model.vlm(observation)
+            for feature, stream in wanted.hidden_states.items():
+                scale = stream.abs().max()
+                assert (stream - got.hidden_states[feature]).abs().max() < 1e-5 * scale
+            assert (base.hidden_states[feature] - got.hidden_states[feature]).abs().max() > 1e-2 * scale
+            counts = [sum(parameter.numel() for parameter in m.parameters()) for m in (model, plain)]
+            assert counts[0] == counts[1]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
