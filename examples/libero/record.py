@@ -140,8 +140,9 @@ def chosen_tasks(benchmark: str, suite: str, chosen: str) -> list[LiberoTask]:
     tasks = suite_tasks(suite, benchmark)
     if chosen != "all":
         try:
-            picked = [tasks[number] for number in map(int, chosen.split(",")) if number >= 0]
-        except (ValueError, IndexError):
+            by_number = {task.task_id: task for task in tasks}
+            picked = [by_number[int(number)] for number in chosen.split(",")]
+        except (ValueError, KeyError):
             last = len(tasks) - 1
             raise SimulatorError(f"--tasks {chosen!r}: wanted all, or numbers from 0 to {last} with commas") from None
         for task in picked:
