@@ -6,6 +6,7 @@ LIBERO needs numpy < 2 and so an environment of its own. Commands that simulate 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.metadata
 import importlib.util
 import io
@@ -24,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 VENV = ROOT / ".venv-libero"
 SETUP = "bash examples/libero/setup.sh --assets DIR"
 _PINS = Path(__file__).with_name("requirements.txt")
+MAGICK = "libmagickwand-6.q16-6 (newer systems: libmagickwand-7.q16-10)"
 _PHYSICS = ("mujoco", "robosuite", "bddl")
 
 
@@ -104,11 +106,22 @@ def import_scenes(benchmark: str) -> tuple[ModuleType, ModuleType]:
     """
     check_assets(benchmark)
     _write_settings(benchmark)
+    if benchmark == "libero-plus":
+        _check_image_noise()
     package = find_benchmark(benchmark).package
     with contextlib.redirect_stderr(io.StringIO()):  # gym's advice to migrate, at each import
         return tuple(
             import_headless(f"{package}.{package}.envs.{module}", SETUP) for module in ("env_wrapper", "bddl_utils")
         )
+
+
+def _check_image_noise() -> None:
+    """LIBERO-plus's package draws noise with ImageMagick, and is not imported without it."""
+    try:
+        importlib.import_module("wand.api")
+    except ImportError as error:
+        what = "libero-plus needs ImageMagick for its image noise, and the packages that go with it"
+        raise SimulatorError(f"{what}; run: apt-get install {MAGICK}, and {SETUP}") from error
 
 
 def _write_settings(benchmark: str) -> None:

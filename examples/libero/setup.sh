@@ -97,6 +97,10 @@ if ! opens_gl 2>/dev/null; then
     apt_install libosmesa6
     opens_gl || fail "libosmesa6 is installed but does not load; try: apt-get install libegl1 libgl1-mesa-dri, and MUJOCO_GL=egl"
 fi
+if ! "$python" -c 'import wand.api' 2>/dev/null; then
+    may_install && { apt_install libmagickwand-6.q16-6 || apt_install libmagickwand-7.q16-10; } \
+        || say "LIBERO-plus's image noise needs ImageMagick; run: apt-get install libmagickwand-6.q16-6"
+fi
 if "$python" -c 'from examples.libero.environment import check_assets; check_assets()' 2>/dev/null; then
     say "ready: .venv-libero, $("$python" -c 'from examples.libero.environment import versions; print(", ".join(map(" ".join, versions().items())))')"
 else
