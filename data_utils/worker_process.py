@@ -12,7 +12,7 @@ from typing import Any
 
 
 class WorkerDied(Exception):
-    """The process ended over a job; the message says how ("was killed by SIGKILL ...")."""
+    """The process ended over a job, or before its first; the message says how ("was killed by SIGKILL ...")."""
 
 
 class WorkerProcess:
@@ -48,17 +48,13 @@ class WorkerProcess:
         """Of the job given last, None before the first; waits for it.
 
         Raises:
-            WorkerDied: the process ended over the job.
-            RuntimeError: it ended before its first job, as every other would.
+            WorkerDied: the process ended.
         """
         try:
             return self.connection.recv()
         except (EOFError, OSError):
             self.process.join()
-            how = ending(self.process.exitcode)
-            if self.job is None:
-                raise RuntimeError(f"a worker process {how} before its first job; see its message above") from None
-            raise WorkerDied(how) from None
+            raise WorkerDied(ending(self.process.exitcode)) from None
 
     def kill(self) -> None:
         self.process.kill()

@@ -228,6 +228,9 @@ def _convert_all(task: _Task, jobs: list[Job], count: int, summary: Summary) -> 
                 try:
                     outcome = worker.outcome()
                 except WorkerDied as death:
+                    if finished is None:  # every other would, too
+                        what = f"a worker process {death} before its first episode; see its message above"
+                        raise RuntimeError(what) from None
                     pool.remove(worker)
                     lost = Failure(finished.name, WORKER_DIED, f"the worker process {death} while converting it")
                     _account(finished, lost, summary, bar)

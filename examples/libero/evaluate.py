@@ -204,14 +204,14 @@ def evaluate(config: EvaluateConfig) -> list[tuple[str, Counter[bool]]]:
             tallies[key.suite][result.success] += 1
             if key.suite in results:
                 row = Row(key.task_id, key.episode_id, result.success, episode.instruction)
-                seeds = {purpose: key.derived_seed(purpose) for purpose in ("scene", "policy")}
                 results[key.suite].add(
                     row,
                     task=episode.task.name,
                     steps=result.steps,
                     queries=result.queries,
                     seconds=round(outcome.seconds, 2),
-                    seeds=seeds,
+                    ee_end=[round(float(value), 6) for value in result.ee_path[-1]],
+                    seeds={purpose: key.derived_seed(purpose) for purpose in ("scene", "policy")},
                 )
 
         runner = EpisodeRunner(
@@ -227,13 +227,9 @@ def evaluate(config: EvaluateConfig) -> list[tuple[str, Counter[bool]]]:
 
 
 def _warnings(work: list[SuiteWork]) -> list[str]:
-    lines = [
-        f"warning: {suite.suite} task {task} is left out: {why}"
-        for suite in work
-        for task, why in suite.skipped.items()
-    ]
-    left_out = sum(len(suite.skipped) for suite in work)
-    return [*lines, f"warning: {left_out} tasks are left out of the results"] if left_out else []
+    skipped = [(suite.suite, task, why) for suite in work for task, why in suite.skipped.items()]
+    lines = [f"warning: {suite} task {task} is left out: {why}" for suite, task, why in skipped]
+    return [*lines, f"warning: {len(skipped)} tasks are left out of the results"] if skipped else []
 
 
 def outcome_settings(config: EvaluateConfig, suite: SuiteWork, prepared: Prepared) -> dict:

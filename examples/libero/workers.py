@@ -149,6 +149,7 @@ def run_episodes(
     queue = _TaskQueue(episodes)
     pool: list[WorkerProcess] = []
     attempts: Counter[EpisodeKey] = Counter()
+    lost_at_start = 0
     tally = Counter(done or ())
     # On a terminal a moving bar, in a log file a line now and then.
     interval = 0.1 if sys.stderr.isatty() else 30.0
@@ -162,7 +163,10 @@ def run_episodes(
                 try:
                     outcome = worker.outcome()
                 except WorkerDied as death:
-                    outcome = _Failure(f"the simulator's process {death}", again=True)
+                    outcome = None if episode is None else _Failure(f"the simulator's process {death}", again=True)
+                    lost_at_start += episode is None
+                    if lost_at_start == ATTEMPTS:
+                        raise RunStopped(f"a simulator's process {death} when it started") from None
                     pool[pool.index(worker)] = WorkerProcess(runner)  # asks for work when it is ready
                     worker = None
                 if isinstance(outcome, _Failure):

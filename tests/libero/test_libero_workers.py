@@ -117,3 +117,18 @@ def test_a_process_stays_with_a_task_and_an_idle_one_goes_where_fewest_are():
     assert queue.take(first.task, []) is work[1]
     assert Counter(queue.take(None, []).task.task_id for _ in range(len(queue))) == {1: 1, 2: 1}
     assert queue.take(None, []) is None
+
+
+class Unstartable(Runner):
+    """Kills a process that is about to receive it."""
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__ |= state
+        (self.folder / str(os.getpid())).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_processes_that_die_when_they_start_end_the_run(tmp_path):
+    with pytest.raises(RunStopped, match="a simulator's process was killed by SIGKILL .* when it started"):
+        run(Unstartable(tmp_path), episodes(1, 1), 1)
+    assert len(list(tmp_path.iterdir())) == 3
