@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from apt.checkpoint import save_checkpoint, write_config
+from apt.vla import VLA
 from shm_transport import ShmProxy, get_shm_proxy
 from tests.infer.helpers import tiny_policy
 from tests.transport.conftest import Process, running
@@ -16,12 +18,19 @@ PROMPT = "reach for the red square"
 STEPS = 2
 
 
-def write_checkpoint(folder: Path) -> Path:
-    """A tiny policy as a run would leave it."""
+def write_checkpoint(folder: Path, dataset_class: str = "PickPlaceCan") -> Path:
+    """A tiny policy with averaged weights, as a run on ``dataset_class`` would leave it."""
     folder.mkdir(parents=True)
     policy = tiny_policy()
-    save_checkpoint({"weights": policy.model.released_weights(), "current_iters": 1}, folder / "ckpt_latest.pt")
-    write_config(folder, json.loads(json.dumps(policy.train_config.to_dict())))
+    config = dataclasses.replace(policy.train_config, dataset_classes=(dataset_class,))
+    shadows = [0.9 * p.detach() for p in VLA(config.vla_config()).parameters() if p.requires_grad]
+    content = {
+        "weights": policy.model.released_weights(),
+        "ema": {"decay": 0.9, "num_updates": 1, "shadow_params": shadows},
+        "current_iters": 1,
+    }
+    save_checkpoint(content, folder / "ckpt_latest.pt")
+    write_config(folder, json.loads(json.dumps(config.to_dict())))
     return folder / "ckpt_latest.pt"
 
 
