@@ -38,9 +38,14 @@ def planned(planner: TrajPlanner, prompt: str, time: float = 0.0) -> np.ndarray:
     return planner.get_action()[0]
 
 
+def small_planner(compile: str = "none") -> TrajPlanner:
+    """Two blocks and one decoder layer: compilation takes its time."""
+    return TrajPlanner.of_policy(tiny_policy(compile, vlm_layer_stride=3), ensemble=0, steps=2)
+
+
 @pytest.fixture(scope="module")
 def eager() -> TrajPlanner:
-    return TrajPlanner.of_policy(tiny_policy(), ensemble=0, steps=2)
+    return small_planner()
 
 
 def test_padding_to_a_bucket_changes_no_plan(eager):
@@ -62,7 +67,7 @@ def test_after_warm_up_a_new_instruction_compiles_nothing(eager, monkeypatch):
     """Graphs and guards as in earnest; the code of the graphs is torch's own, which takes seconds, not minutes."""
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
-    planner = TrajPlanner.of_policy(tiny_policy(compile="compile"), ensemble=0, steps=2)
+    planner = small_planner("compile")
     planner.warm_up(prompt_tokens=40)
     with torch.compiler.set_stance("fail_on_recompile"):
         lengths = set()
@@ -77,7 +82,7 @@ def test_after_warm_up_a_new_instruction_compiles_nothing(eager, monkeypatch):
 @pytest.mark.slow
 def test_compiled_code_gives_the_same_plans(eager):
     torch._dynamo.reset()
-    planner = TrajPlanner.of_policy(tiny_policy(compile="compile"), ensemble=0, steps=2)
+    planner = small_planner("compile")
     planner.set_chunking(RealTimeChunking(2.0))
     other = eager.session()
     other.set_chunking(RealTimeChunking(2.0))
