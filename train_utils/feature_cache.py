@@ -80,25 +80,22 @@ class FeatureCache:
         tokens = self._vlm.expert_tokens(observation.input_ids, observation.attention_mask)
         lengths = tokens.sum(1).tolist()
         samples, padded = len(lengths), self._vlm.padded_length(observation)
-        streams = torch.empty(
-            (self._vlm.num_streams, samples, padded, self._width),
-            dtype=self._dtype,
-            pin_memory=self._device.type == "cuda",
-        )
+        pinned = {"pin_memory": self._device.type == "cuda"}  # else copies to the device would wait for it
+        shape = self._vlm.num_streams, samples, padded, self._width
+        streams = torch.empty(shape, dtype=self._dtype, **pinned)
         content = streams.view(torch.uint8).numpy()
-        content_of = [content[:, row, padded - length :] for row, length in enumerate(lengths)]
 
         def read(row: int) -> tuple[bytes, bool]:
-            key = sample_key(self._identity, observation, row)
-            content[:, row, : padded - lengths[row]] = 0
-            return key, self._store.read_into(key, content_of[row])
+            key, start = sample_key(self._identity, observation, row), padded - lengths[row]
+            content[:, row, :start] = 0
+            return key, self._store.read_into(key, content[:, row, start:])
 
         keys, found = zip(*self._readers.map(read, range(samples)), strict=True)
         missing = [row for row in range(samples) if not found[row]]
         stored = StoredStreams(
             streams=streams,
-            missing=torch.tensor(missing, dtype=torch.int64),
-            missing_images=torch.from_numpy(np.flatnonzero(observation.camera_mask[missing].numpy())),
+            missing=torch.tensor(missing, dtype=torch.int64, **pinned),
+            missing_images=torch.tensor(np.flatnonzero(observation.camera_mask[missing].numpy()), **pinned),
             missing_keys=[keys[row] for row in missing],
             missing_lengths=[lengths[row] for row in missing],
         )
