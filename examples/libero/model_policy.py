@@ -177,5 +177,6 @@ def _import_torch() -> ModuleType:
         import torch
     except ImportError as error:
         what = f"--ckpt needs the model's libraries in {sys.prefix} ({error})"
-        raise PolicyError(f"{what}; install them, or start the service and leave --ckpt out") from error
+        how = "bash examples/libero/setup.sh --venv .venv brings the simulator to them, for PYTHON=.venv/bin/python"
+        raise PolicyError(f"{what}; {how}; or start the service and leave --ckpt out") from error
     return torch

@@ -7,20 +7,23 @@ fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
 say() { printf '[setup] %s\n' "$*"; }
 ORIGIN="the folder libero/libero/assets of https://github.com/Lifelong-Robot-Learning/LIBERO"
 PLUS_ORIGIN="assets.zip of https://huggingface.co/datasets/Sylvest/LIBERO-plus, unpacked"
-assets="" plus_assets="" copy="" check=""
+venv=.venv-libero assets="" plus_assets="" copy="" check=""
 while [ $# -gt 0 ]; do
     case "$1" in
         --assets) [ $# -gt 1 ] || fail "--assets needs a folder"; assets="$2"; shift ;;
         --assets=*) assets="${1#*=}" ;;
         --plus-assets) [ $# -gt 1 ] || fail "--plus-assets needs a folder"; plus_assets="$2"; shift ;;
         --plus-assets=*) plus_assets="${1#*=}" ;;
+        --venv) [ $# -gt 1 ] || fail "--venv needs a folder"; venv="${2%/}"; shift ;;
+        --venv=*) venv="${1#*=}"; venv="${venv%/}" ;;
         --copy) copy="yes" ;;
         --check) check="yes" ;;
         -h | --help)
-            echo 'usage: bash examples/libero/setup.sh [--assets DIR] [--plus-assets DIR] [--copy] [--check]'
+            echo 'usage: bash examples/libero/setup.sh [--assets DIR] [--plus-assets DIR] [--copy] [--venv DIR] [--check]'
             echo "  --assets DIR       LIBERO's meshes and textures: $ORIGIN"
             echo "  --plus-assets DIR  LIBERO-plus's: $PLUS_ORIGIN; without them, LIBERO's stand in"
             echo '  --copy             copy them into the environment; without it, they are linked to where they are'
+            echo '  --venv DIR         an environment that is there, .venv for one, instead of .venv-libero: policy and simulator in one'
             echo '  --check            then step and render a scene of every suite'
             echo 'PYTHON=... chooses the interpreter'
             exit 0 ;;
@@ -48,30 +51,33 @@ apt_install() {
     as_root apt-get update -qq >/dev/null && as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$@" >/dev/null
 }
 
-python=.venv-libero/bin/python
+python="$venv/bin/python"
+[ "$venv" = .venv-libero ] || [ -x "$python" ] || fail "--venv $venv holds no bin/python; wanted an environment that is there, such as .venv"
 if [ ! -x "$python" ]; then
     chosen=""
     for candidate in ${PYTHON:-} python3.12 python3.11 python3.10 python3 python; do
         if command -v "$candidate" >/dev/null && suits "$candidate"; then chosen="$candidate"; break; fi
     done
     [ -n "$chosen" ] || fail "no Python 3.10, 3.11 or 3.12 found; install one (apt-get install python3 python3-venv), or name it: PYTHON=/path/to/python3.11"
-    say "creating .venv-libero with $("$chosen" --version)"
-    if ! "$chosen" -m venv .venv-libero 2>/dev/null; then
-        rm -rf .venv-libero
+    say "creating $venv with $("$chosen" --version)"
+    if ! "$chosen" -m venv "$venv" 2>/dev/null; then
+        rm -rf "$venv"
         may_install || fail "$chosen cannot make virtual environments; run: apt-get install python3-venv"
         apt_install python3-venv
-        "$chosen" -m venv .venv-libero
+        "$chosen" -m venv "$venv"
     fi
 fi
-suits "$python" || fail ".venv-libero holds $("$python" --version); remove it and run again with Python 3.10 to 3.12"
+suits "$python" || fail "$venv holds $("$python" --version); wanted Python 3.10 to 3.12: remove it and run again"
 
-wanted="$(cat examples/libero/requirements-base.txt examples/libero/requirements.txt | cksum)"
-if [ "$(cat .venv-libero/apt-requirements 2>/dev/null)" != "$wanted" ]; then
-    say "installing packages into .venv-libero (1.4 GB; a minute or two)"
+# An environment of the model's keeps its numpy and what is built on it.
+base() { if [ "$venv" = .venv-libero ]; then cat examples/libero/requirements-base.txt; else grep -vE '^(numpy|opencv-python-headless)==' examples/libero/requirements-base.txt; fi; }
+wanted="$(cat <(base) examples/libero/requirements.txt | cksum)"
+if [ "$(cat "$venv/apt-requirements" 2>/dev/null)" != "$wanted" ]; then
+    say "installing packages into $venv (1.4 GB; a minute or two)"
     export PIP_DISABLE_PIP_VERSION_CHECK=1
-    "$python" -m pip install -q -r examples/libero/requirements-base.txt
+    "$python" -m pip install -q -r <(base)
     "$python" -m pip install -q --no-deps -r examples/libero/requirements.txt
-    printf '%s' "$wanted" > .venv-libero/apt-requirements
+    printf '%s' "$wanted" > "$venv/apt-requirements"
 fi
 
 packages="$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
@@ -102,7 +108,7 @@ if ! "$python" -c 'import wand.api' 2>/dev/null; then
         || say "LIBERO-plus's image noise needs ImageMagick; run: apt-get install libmagickwand-6.q16-6"
 fi
 if "$python" -c 'from examples.libero.environment import check_assets; check_assets()' 2>/dev/null; then
-    say "ready: .venv-libero, $("$python" -c 'from examples.libero.environment import versions; print(", ".join(map(" ".join, versions().items())))')"
+    say "ready: $venv, $("$python" -c 'from examples.libero.environment import versions; print(", ".join(map(" ".join, versions().items())))')"
 else
     say "installed, but without LIBERO's meshes and textures; get $ORIGIN and run: bash examples/libero/setup.sh --assets DIR"
 fi

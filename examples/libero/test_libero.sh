@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Evaluate a policy on LIBERO, LIBERO-PRO or LIBERO-plus: in the simulator's environment where it is set up.
+# Evaluate a policy on LIBERO, LIBERO-PRO or LIBERO-plus, in the simulator's environment, or with the interpreter $PYTHON.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-python=.venv-libero/bin/python
-[ -x "$python" ] || python="$(command -v python || command -v python3)" # an environment with everything in one
+python="${PYTHON:-.venv-libero/bin/python}"
+command -v "$python" >/dev/null || { echo "error: there is no $python; run: bash examples/libero/setup.sh --assets DIR" >&2; exit 2; }
 exec env PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" "$python" -m examples.libero.evaluate "$@"
