@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -29,15 +28,15 @@ class QueryLog:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._recent: deque[tuple[float, Timing]] = deque(maxlen=_RECENT)
+        self._recent = np.empty((_RECENT, 1 + len(STAGES)))  # a ring: moment and stages
         self._started = clock()
         self.answered = 0
         self.failed = 0
 
     def answer(self, timing: Timing) -> None:
         with self._lock:
+            self._recent[self.answered % _RECENT] = (self._clock(), *dataclasses.astuple(timing))
             self.answered += 1
-            self._recent.append((self._clock(), timing))
 
     def failure(self) -> None:
         with self._lock:
@@ -47,27 +46,27 @@ class QueryLog:
         """Plain data: ``answered``, ``failed``, ``per_second`` over the last half minute, ``last_s_ago`` (None before
         the first), and ``latency_s``: per stage ``{"p50": ..., "p90": ..., "p99": ...}`` of the recent queries."""
         with self._lock:
-            now, recent = self._clock(), list(self._recent)
-            answered, failed = self.answered, self.failed
+            now, answered, failed = self._clock(), self.answered, self.failed
+            recent = self._recent[:answered].copy()
+        moments = recent[:, 0]
         window = min(RATE_WINDOW_S, max(now - self._started, 1e-9))
-        newest = [moment for moment, _ in recent if now - moment <= window]
-        if len(newest) == _RECENT:  # older ones of the window are forgotten
-            window = max(now - newest[0], 1e-9)
+        in_window = int((now - moments <= window).sum())
+        if in_window == _RECENT:  # older ones of the window are forgotten
+            window = max(now - moments.min(), 1e-9)
         return {
             "answered": answered,
             "failed": failed,
-            "per_second": len(newest) / window,
-            "last_s_ago": now - recent[-1][0] if recent else None,
-            "latency_s": percentiles([timing for _, timing in recent]),
+            "per_second": in_window / window,
+            "last_s_ago": float(now - moments.max()) if answered else None,
+            "latency_s": percentiles(recent[:, 1:]),
         }
 
 
-def percentiles(timings: Iterable[Timing]) -> dict[str, dict[str, float]]:
-    """Per stage the median and the tail, in seconds; empty for no timings."""
-    rows = np.array([dataclasses.astuple(timing) for timing in timings])  # (queries, stages)
-    if not len(rows):
+def percentiles(seconds: np.ndarray) -> dict[str, dict[str, float]]:
+    """Per stage the median and the tail of (queries, stages); empty for no queries."""
+    if not len(seconds):
         return {}
-    values = np.percentile(rows, PERCENTILES, axis=0)  # (percentiles, stages)
+    values = np.percentile(seconds, PERCENTILES, axis=0)  # (percentiles, stages)
     return {
         stage: {f"p{p}": float(values[row, column]) for row, p in enumerate(PERCENTILES)}
         for column, stage in enumerate(STAGES)
