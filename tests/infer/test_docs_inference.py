@@ -136,7 +136,7 @@ class Terminals:
             ("client_minimal.py", "--ns_port"),
             ("shm_transport.check", "--ns-port"),
         ):
-            if program in line and flag not in line:
+            if line.startswith("python ") and program in line and flag not in line:
                 line += f" {flag} {self.port}"
         if "apt.infer.remote_service" in line and "--steps" not in line and "--status" not in line:
             line += " --steps 2"
