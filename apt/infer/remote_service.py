@@ -63,6 +63,7 @@ class ServiceConfig:
 
 def main(argv: list[str] | None = None) -> int:
     """Serve until SIGTERM or SIGINT. 0: ended as told to; 2: an error, said in one line."""
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         config = parse(
             ServiceConfig,
@@ -74,6 +75,8 @@ def main(argv: list[str] | None = None) -> int:
     except (CommandLineError, TransportError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    finally:
+        signal.signal(signal.SIGTERM, on_sigterm)  # loading and serving have handlers of their own
 
 
 def show_status(config: ServiceConfig) -> int:
