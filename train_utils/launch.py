@@ -26,6 +26,7 @@ from train_utils.plan import describe_plan
 from train_utils.run_dir import check_run_dir
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+MEETING_PORT = 29500  # that several machines must agree on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,12 @@ def build_parser(command: str) -> argparse.ArgumentParser:
     add("--gc", action="store_true", help="gradient checkpointing in the VLM")
     add("--save-interval", type=int, help="iterations between checkpoints that are kept, ckpt_<iteration>.pt")
     add("--dry-run", action="store_true", help="print parameters, steps, disk and memory of the run, and do nothing")
-    add("--port", "--master-port", type=int, default=29500, help="where processes meet (default: %(default)s)")
+    add(
+        "--port",
+        "--master-port",
+        type=int,
+        help=f"where processes meet (default: a port that is free; of several machines {MEETING_PORT})",
+    )
     add("--nnodes", type=int, default=1, help="machines (default: %(default)s)")
     add("--node-rank", type=int, default=0, help="this machine, 0 to nnodes - 1")
     add("--master-addr", default="127.0.0.1", help="address of machine 0 (default: %(default)s)")
@@ -100,6 +106,8 @@ def plan(command: str, argv: list[str]) -> tuple[argparse.Namespace, list[Stage]
     args, fields = build_parser(command).parse_known_args(argv)
     if not 0 <= args.node_rank < args.nnodes:
         raise CommandLineError(f"--node-rank is {args.node_rank}; with --nnodes {args.nnodes}, wanted 0 to nnodes - 1")
+    if args.port is not None and not 0 < args.port < 65536:
+        raise CommandLineError(f"--port is {args.port}; wanted 1 to 65535")
     if args.node_timeout <= 0:
         raise CommandLineError(f"--node-timeout is {args.node_timeout:g}; wanted more than 0 seconds")
     for flag, field in (
@@ -204,9 +212,13 @@ def run_stage(args: argparse.Namespace, stage: Stage, continued: str) -> int:
         environment["CUDA_VISIBLE_DEVICES"] = args.gpus
     command = [sys.executable]
     if workers * args.nnodes > 1:
-        command += ["-m", "train_utils.ranks", f"--nnodes={args.nnodes}", f"--node_rank={args.node_rank}"]
-        command += [f"--node_timeout={args.node_timeout}", f"--nproc_per_node={workers}"]
-        command += [f"--master_addr={args.master_addr}", f"--master_port={args.port}"]
+        command += ["-m", "train_utils.ranks", f"--nproc_per_node={workers}"]
+        if args.nnodes == 1 and args.port is None:
+            command += ["--standalone", "--local_addr=127.0.0.1"]  # runs side by side must not meet
+        else:
+            command += [f"--nnodes={args.nnodes}", f"--node_rank={args.node_rank}"]
+            command += [f"--node_timeout={args.node_timeout}", f"--master_addr={args.master_addr}"]
+            command += [f"--master_port={MEETING_PORT if args.port is None else args.port}"]
     command += ["-m", "apt.train", *stage.argv]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), environment.get("PYTHONPATH")]))
     environment[resume_command.VARIABLE] = continued

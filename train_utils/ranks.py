@@ -17,10 +17,11 @@ import signal
 import sys
 from pathlib import Path
 
+from torch.distributed import DistNetworkError
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from train_utils.failures import FAILED, LOST_PEER, NODE_TIMEOUT, stop_with_parent
+from train_utils.failures import FAILED, LOST_PEER, MISTAKE, NODE_TIMEOUT, stop_with_parent
 from train_utils.heartbeat import Heartbeat
 
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -54,6 +55,12 @@ def main(argv: list[str] | None = None) -> int:
             code = FAILED
         print(text, file=sys.stderr, flush=True)
         return code
+    except DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        where = f"--port {arguments.master_port} is in use on this machine, perhaps by another run"
+        print(f"error: {where}; give another, the same on every machine", file=sys.stderr, flush=True)
+        return MISTAKE
     except SignalException:
         print("error: stopped at once, without saving", file=sys.stderr, flush=True)
         return 128 + signal.SIGQUIT

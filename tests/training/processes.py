@@ -28,8 +28,9 @@ def start_script(
     port: int | None = None,
     ckpt_dir: Path | None = None,
 ) -> subprocess.Popen:
-    """``scripts/train.sh`` with processes that meet at a free port; files go to a folder with a space in its name."""
-    command = ["bash", "scripts/train.sh", "--config", "debug", "--gpus", gpus, "--port", port or free_port(), *SHORT]
+    """``scripts/train.sh``; files go to a folder with a space in its name."""
+    command = ["bash", "scripts/train.sh", "--config", "debug", "--gpus", gpus, *SHORT]
+    command += [] if port is None else ["--port", port]
     command += ["--ckpt_dir", ckpt_dir or folder / "a b/ckpt", "--log_dir", folder / "a b/log", *arguments]
     environment = {**os.environ, "PYTHON": sys.executable, "APT_DATA_LOC": str(data_loc), "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

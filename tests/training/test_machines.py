@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -47,6 +48,26 @@ def test_a_store_that_no_longer_answers_is_the_loss_of_the_machine_that_serves_i
             assert not missed.wait(0.2)
         del store
         assert missed.wait(3) and watching.lost == 0
+
+
+def test_a_port_in_use_is_one_line(tmp_path, data_loc):
+    arguments = ("--stage", 0, "--va-name", "va", "--max-iter", 1)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        process = start_script(tmp_path, data_loc, *arguments, gpus="cpu,cpu", port=port)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert err.splitlines() == [
+        f"error: --port {port} is in use on this machine, perhaps by another run; give another, the same on every machine"
+    ]
+
+
+@pytest.mark.slow
+def test_two_runs_of_several_processes_share_a_machine(tmp_path, data_loc):
+    runs = [start_script(tmp_path, data_loc, "--stage", 0, "--va-name", f"va{i}", "--max-iter", 9) for i in range(2)]
+    for run in runs:
+        out, err = run.communicate(timeout=120)
+        assert run.returncode == 0 and "2 x cpu" in out and "done:" in out, err
 
 
 def two_machines(folder: Path, data_loc: Path) -> list:
