@@ -7,12 +7,20 @@ from pathlib import Path
 
 import numpy as np
 
-from apt.checkpoint import BEST, LATEST, remove_leftovers, save_checkpoint, write_config
+from apt.checkpoint import BEST, LATEST, load_checkpoint, remove_leftovers, save_checkpoint, write_config
 from apt.configs import ConfigError, TrainConfig
+from apt.state_dict_adapter import checkpoint_stage
+
+_CONTINUE = {0: "--stage 0 --va-conti", 1: "--stage 1 --vla-conti"}
 
 
 def check_run_dir(config: TrainConfig) -> None:
-    """Refuse a run that would overwrite another, or resume one that is not there. Raises ``ConfigError``."""
+    """Refuse a run that would overwrite another, or resume one that is not there or that is another stage's.
+
+    Raises:
+        ConfigError: so it is.
+        CheckpointError: what is to be resumed cannot be read.
+    """
     latest = config.run_dir / LATEST
     if config.resume and not latest.is_file():
         raise ConfigError(f"cannot resume {config.name!r}: no {latest}; check the name, or start it without resuming")
@@ -20,6 +28,23 @@ def check_run_dir(config: TrainConfig) -> None:
         raise ConfigError(
             f"run {config.name!r} exists at {config.run_dir}; resume it (--va-conti/--vla-conti {config.name}), "
             "choose another name, or remove the folder"
+        )
+    if config.resume:
+        _check_resumed(config, latest)
+
+
+def _check_resumed(config: TrainConfig, latest: Path) -> None:
+    content = load_checkpoint(latest)
+    stage, done = checkpoint_stage(content["weights"]), content.get("current_iters")
+    if stage is not None and stage != config.train_stage:
+        raise ConfigError(
+            f"{latest} is a stage-{stage} run's, and stage {config.train_stage} was asked to resume it; use "
+            f"{_CONTINUE[stage]} {config.name}"
+        )
+    if isinstance(done, int) and done > config.max_iterations:  # what is no number is named where it is used
+        raise ConfigError(
+            f"run {config.name} is at iteration {done} already, max_iterations is {config.max_iterations}; raise it "
+            "(--max-iter) to go on, or take the run as it is"
         )
 
 

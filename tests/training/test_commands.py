@@ -119,6 +119,22 @@ def test_a_name_in_use_is_not_overwritten(runs, data_loc):
     assert (runs / "ckpt" / "va" / "ckpt_latest.pt").read_bytes() == before
 
 
+@pytest.mark.parametrize("arguments, named", [
+    (("--stage", 1, "--vla-conti", "va"), ("va/ckpt_latest.pt is a stage-0 run's", "use --stage 0 --va-conti va")),
+    (("--stage", 0, "--va-conti", "vla"), ("vla/ckpt_latest.pt is a stage-1 run's", "use --stage 1 --vla-conti vla")),
+    (("--stage", 0, "--va-conti", "long", "--max-iter", 15), ("run long is at iteration 20 already", "is 15; raise")),
+])  # fmt: skip
+def test_a_run_that_cannot_be_resumed_so_is_left_alone(runs, located, capfd, arguments, named):
+    if "long" in arguments:
+        (runs / "ckpt" / "long").mkdir()
+        content = load_checkpoint(runs / "ckpt" / "va" / "ckpt_latest.pt")
+        save_checkpoint({**content, "current_iters": 20}, runs / "ckpt" / "long" / "ckpt_latest.pt")
+    command = ["train", "--config", "debug", "--gpus", "cpu", *map(str, (*arguments, *where(runs)))]
+    code = launch.main(command)
+    assert code == 2
+    refused(subprocess.CompletedProcess(command, code, *capfd.readouterr()), *named)
+
+
 def test_a_checkpoint_of_the_wrong_stage_or_size_is_refused(runs, located, capsys):
     assert train(runs, "wrong", max_iterations=1, pretrained_ckpt="va") == 2
     assert "stage-0 checkpoint" in capsys.readouterr().err
