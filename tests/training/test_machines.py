@@ -57,9 +57,8 @@ def test_a_port_in_use_is_one_line(tmp_path, data_loc):
         process = start_script(tmp_path, data_loc, *arguments, gpus="cpu,cpu", port=port)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 2
-    assert err.splitlines() == [
-        f"error: --port {port} is in use on this machine, perhaps by another run; give another, the same on every machine"
-    ]
+    (line,) = err.splitlines()
+    assert line.startswith(f"error: --port {port} is in use on this machine") and "give another" in line
 
 
 @pytest.mark.slow
