@@ -21,6 +21,11 @@ from .errors import CallTimeout, MalformedMessage, SessionLost, TransportError, 
 from .names import DEFAULT_PORT, Location, NameServer, parse_uri
 from .segments import reclaim_stale
 
+_SESSION_GONE = (
+    "The session's prompt, frames and settings are gone and must be set again: the next call begins a new session with "
+    "the service's defaults"
+)
+
 _open_proxies: "weakref.WeakSet[ShmProxy]" = weakref.WeakSet()
 
 
@@ -126,14 +131,14 @@ class ShmProxy:
             except wire.TimedOut:
                 self._disconnect()
                 raise CallTimeout(
-                    f"{self._name}.{method}: no reply from {self._location} within {self._timeout:g} s; the session is "
-                    "given up. Is the service suspended, or busy with others? get_shm_proxy takes a longer timeout"
+                    f"{self._name}.{method}: no reply from {self._location} within {self._timeout:g} s. Is the service "
+                    f"suspended, or busy with others? get_shm_proxy takes a longer timeout. {_SESSION_GONE}"
                 ) from None
             except (wire.PeerGone, MalformedMessage) as error:
                 self._disconnect()
                 raise SessionLost(
-                    f"{self._name}.{method}: the connection to {self._location} broke ({error}). The service has ended "
-                    "or was restarted, and this client's session with it; the next call begins a new one"
+                    f"{self._name}.{method}: the connection to {self._location} broke ({error}): the service has ended "
+                    f"or was restarted. {_SESSION_GONE}"
                 ) from None
             except BaseException:
                 self._disconnect()  # a late reply must not be taken for the next call's

@@ -13,8 +13,8 @@ class TransportError(Exception):
 
 
 class SessionLost(TransportError):
-    """The connection broke while a session was open. What the service knew about this client (its prompt, its
-    frames) is gone; the next call opens a new session."""
+    """The connection broke while a session was open. What the service knew about this client (its prompt, its frames
+    and its settings) is gone; the next call opens a new session."""
 
 
 class CallTimeout(SessionLost, TimeoutError):
