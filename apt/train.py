@@ -40,6 +40,7 @@ from train_utils.pictures import gate_picture, gate_rows, trajectory_picture
 from train_utils.plan import describe_plan
 from train_utils.resume_command import VARIABLE, continue_stage
 from train_utils.run_dir import RunDirectory, check_run_dir
+from train_utils.stopping import StopWish
 
 MAX_NONFINITE_STEPS = 20
 # Everything a user can get wrong: reported as one line, without a traceback.
@@ -128,7 +129,7 @@ class Trainer:
         if config.resume:
             self._resume(start)
         self.run_dir = RunDirectory(config) if backend.is_main else None
-        self._stop_signal: int | None = None
+        self._stop = StopWish()
 
     # -- starting points -------------------------------------------------------------------------------------------
 
@@ -204,7 +205,7 @@ class Trainer:
         batches = self._batches(stopwatch)
         self._say(f"{self._plan}; iterations {self.iteration} to {self.config.max_iterations}")
 
-        with self._catch_signals():
+        with self._stop.catching():
             while self.iteration < config.max_iterations:
                 lr = set_learning_rate(self.optimizer, self.iteration, config.num_warmup)
                 for micro in range(config.gradient_accumulation_steps):
@@ -244,7 +245,7 @@ class Trainer:
                         )
                 if config.vis_interval and self.iteration % config.vis_interval == 0:
                     self._draw(batch)
-                stopping = self._should_stop()
+                stopping = self._stop.agreed(backend)
                 if stopping or self.iteration == config.max_iterations:
                     self._exchange_bad_episodes()
                     self._save(numbered=self.iteration % config.save_interval == 0)
@@ -286,34 +287,6 @@ class Trainer:
     def _autocast(self) -> contextlib.AbstractContextManager:
         return torch.autocast(self.backend.device.type, dtype=torch.bfloat16, enabled=self.config.fp16)
 
-    # -- stopping --------------------------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def _catch_signals(self) -> Iterator[None]:
-        """Turn SIGTERM and SIGINT into a wish that the loop sees between steps.
-
-        A second Ctrl-C acts at once. A second SIGTERM does nothing: job managers send it to every process of a job, so
-        that it arrives from several sides.
-        """
-
-        def remember(number: int, _frame) -> None:
-            if self._stop_signal == signal.SIGINT == number:
-                raise KeyboardInterrupt
-            self._stop_signal = number
-
-        previous = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-
-    def _should_stop(self) -> bool:
-        """Whether any rank was told to stop; ranks agree, every few steps, so that all save the same iteration."""
-        if self.backend.world_size > 1 and self.iteration % 10:
-            return False
-        return self.backend.any(self._stop_signal is not None)
-
     def _finish(self, continued: str | None) -> None:
         if self.cache is not None:
             self.cache.close()
@@ -323,8 +296,7 @@ class Trainer:
         if continued is None:
             self._say(f"done: {self.config.run_dir / LATEST} at iteration {self.iteration}")
         else:
-            name = signal.Signals(self._stop_signal or signal.SIGTERM).name
-            self._say(f"stopped by {name} at iteration {self.iteration}, saved; resume with: {continued}")
+            self._say(f"stopped at iteration {self.iteration}, saved; resume with: {continued}")
 
     # -- what a person sees ----------------------------------------------------------------------------------------
 

@@ -69,8 +69,8 @@ class Backend(Protocol):
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """Mean over ranks."""
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank."""
+    def max(self, values: torch.Tensor) -> torch.Tensor:
+        """Largest over ranks, element by element; the same on every rank to the bit."""
 
     def gather(self, items: list) -> list:
         """The items of all ranks, in the order of the ranks, on every rank."""
@@ -118,12 +118,10 @@ class Processes:
             values = values / self.world_size
         return values
 
-    def any(self, flag: bool) -> bool:
-        if self.world_size == 1:
-            return flag
-        value = torch.tensor(float(flag), device=self.device)
-        dist.all_reduce(value, op=dist.ReduceOp.MAX)
-        return bool(value.item())
+    def max(self, values: torch.Tensor) -> torch.Tensor:
+        if self.world_size > 1:
+            dist.all_reduce(values, op=dist.ReduceOp.MAX)
+        return values
 
     def gather(self, items: list) -> list:
         if self.world_size == 1:

@@ -19,6 +19,7 @@ from apt.vla import VLA
 from benchmarks.flops import count_flops
 from tests.model.helpers import make_batch
 from tests.training.helpers import flags
+from train_utils.backend import Backend
 
 aten = torch.ops.aten
 # Operations whose result, or its size, the host must know: on a GPU each waits for all work before it.
@@ -126,14 +127,14 @@ def test_no_step_between_two_log_lines_waits_for_the_device(tmp_path, located, m
     watch = NoWaiting(monkeypatch) if device == "cpu" else gpu_that_refuses_to_be_waited_for()
     entered = contextlib.ExitStack()
 
-    def at_the_end_of_a_step() -> bool:
+    def at_the_end_of_a_step(_backend: Backend) -> bool:
         if trainer.iteration == 1:
             entered.enter_context(watch)
         elif trainer.iteration == 2:
             entered.close()
         return False
 
-    monkeypatch.setattr(trainer, "_should_stop", at_the_end_of_a_step)
+    monkeypatch.setattr(trainer._stop, "agreed", at_the_end_of_a_step)
     with entered:
         trainer.run()
     if device == "cpu":
