@@ -44,6 +44,12 @@ class ObservationContract:
         return "control steps" if config.sample_dt == 1.0 and config.record_dt is None else "seconds"
 
     @property
+    def chunk_length(self) -> float | None:
+        """From a frame to its chunk's end, in the frames' clock; None: measured from the frames."""
+        step, config = self.time_step, self.config
+        return None if step is None else config.num_future * config.sample_state_gaps * step
+
+    @property
     def steps_back(self) -> int:
         """Time steps before the newest frame that the policy looks at; 0: the newest frame is enough."""
         config = self.config
@@ -130,7 +136,7 @@ class ObservationContract:
         if step is None or gap <= 0:  # time going backwards is the planner's to refuse
             return None
         shortest = step if self.time_unit == "control steps" else _FASTEST_CLOCK * step
-        longest = self.config.num_future * self.config.sample_state_gaps * step
+        longest = self.chunk_length
         # Timestamps are numbers like 1.7e9: their last digits are lost in the difference.
         slack = 1e-6 * shortest + 8 * math.ulp(max(abs(first), abs(second)))
         if shortest - slack <= gap <= longest + slack:

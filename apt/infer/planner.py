@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from apt.configs import ConfigError
+from apt.infer.contract import ObservationContract
 from apt.infer.frames import RobotFrame, check_follows, parse_frame
 from apt.infer.plan import Plan, Timing
 from apt.infer.policy import Policy
@@ -127,9 +128,9 @@ class TrajPlanner:
         self._executed: Chunk | None = None  # the last query's first sample
         self._resets = 0  # a query that was overtaken by a reset leaves no trace
         self._num_ensemble, self._chunking = 0, None
+        self.set_config(policy.train_config.data_configs()[0] if config is None else config)
         self.set_ensemble_nums(ensemble)
         self.set_chunking(chunking)
-        self.set_config(policy.train_config.data_configs()[0] if config is None else config)
         self.last_timing: Timing | None = None
 
     @property
@@ -184,6 +185,7 @@ class TrajPlanner:
             )
         collate = self._collator(config, self.policy.pad_multiple)
         with self._lock:
+            _check_delay(self._chunking, config)
             self._config, self._collate = config, collate
             self.reset()
 
@@ -201,11 +203,17 @@ class TrajPlanner:
                 ensembler.resize(self._num_ensemble)
 
     def set_chunking(self, chunking: RealTimeChunking | None) -> None:
-        """Let every chunk go on from the last one (real-time chunking); None: not. Raises ``ValueError``."""
+        """Let every chunk go on from the last one (real-time chunking); None: not.
+
+        Raises:
+            ValueError: there is an ensemble, or the delay is not shorter than a chunk (where the time step is measured
+                from the frames, the next query says so).
+        """
         if chunking is not None and not isinstance(chunking, RealTimeChunking):
             raise ValueError(f"chunking is a {type(chunking).__name__}; wanted RealTimeChunking or None")
         with self._lock:
             self._check_one_smoothing(self._num_ensemble, chunking)
+            _check_delay(chunking, self._config)
             self._chunking, self._executed = chunking, None
 
     @staticmethod
@@ -339,6 +347,8 @@ class TrajPlanner:
             times = future_times(config, now, step)
             observation = collate([self._sample(frames, config, prompt, step)]).observation
             guide = None
+            if chunking is not None:
+                chunking.check_fits(times[-1] - now, ObservationContract(config).time_unit)
             if chunking is not None and executed is not None:
                 guide = guide_from_chunk(chunking, executed, times, now, observation)
             prepared = time.perf_counter()
@@ -440,6 +450,13 @@ def _time_step(frames: list[RobotFrame], config: DataConfig) -> float | None:
     if len(frames) < 2:
         return None
     return (frames[-1].timestamp - frames[0].timestamp) / (len(frames) - 1)
+
+
+def _check_delay(chunking: RealTimeChunking | None, config: DataConfig) -> None:
+    """Where the length of a chunk is known before the frames are. Raises ``ValueError``."""
+    contract = ObservationContract(config)
+    if chunking is not None and contract.chunk_length is not None:
+        chunking.check_fits(contract.chunk_length, contract.time_unit)
 
 
 def _check_prompt(prompt: Any) -> None:

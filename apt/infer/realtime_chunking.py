@@ -13,6 +13,7 @@ so that is blended with the old chunk: a weight of 1 comes out exactly, and no g
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,8 +36,21 @@ class RealTimeChunking:
     delay: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.delay) and self.delay >= 0):
-            raise ValueError(f"RealTimeChunking.delay is {self.delay}; wanted the frames' clock's time, 0 or more")
+        number = isinstance(self.delay, numbers.Real) and not isinstance(self.delay, bool)
+        if not (number and math.isfinite(self.delay) and self.delay >= 0):
+            raise ValueError(
+                f"the real-time chunking delay is {self.delay!r}; wanted a number of the frames' clock (seconds on "
+                "robots, control steps in simulators), 0 or more and shorter than a chunk"
+            )
+
+    def check_fits(self, chunk_length: float, unit: str) -> None:
+        """Raise ``ValueError`` where nothing of a chunk that is ``chunk_length`` of the frames' clock long is left to
+        plan after the delay; ``unit``: what the clock counts."""
+        if self.delay >= chunk_length:
+            raise ValueError(
+                f"the real-time chunking delay is {self.delay:g} {unit}, and a chunk is {chunk_length:g} {unit} long; "
+                f"wanted a shorter delay, in {unit}: with this one, nothing of a chunk would be planned anew"
+            )
 
     def weights(self, times: np.ndarray, now: float, until: float) -> np.ndarray:
         """(Ta,) in [0, 1] of steps at ``times`` (Ta,), with the old chunk ending at ``until``."""

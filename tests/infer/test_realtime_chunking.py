@@ -11,7 +11,7 @@ import torch
 from apt.diffusion import Diffusion, Guide, Schedule
 from apt.infer.planner import TrajPlanner
 from apt.infer.realtime_chunking import RealTimeChunking
-from data_utils.datasets import PickPlaceCan
+from data_utils.datasets import AlohaPickPlace, PickPlaceCan
 from infer_utils.trajectory_ensembler import interpolate_poses
 from tests.infer.helpers import frame_at, tiny_policy
 
@@ -37,8 +37,24 @@ def test_weights_are_one_while_frozen_then_fall_to_zero_at_the_chunks_end():
     weights = RealTimeChunking(delay=3.0).weights(times, now=0.0, until=8.0)
     assert (weights[:3] == 1).all() and (weights[7:] == 0).all()
     assert (np.diff(weights[2:8]) < 0).all()
-    with pytest.raises(ValueError, match="delay is -1"):
-        RealTimeChunking(-1)
+    for wrong in (-1, float("nan"), "0.1", True, None):
+        with pytest.raises(ValueError, match=f"delay is {wrong!r}; wanted"):
+            RealTimeChunking(wrong)
+
+
+def test_a_delay_as_long_as_the_chunk_is_refused_in_the_clocks_unit(policy, dataset):
+    planner = planner_with(policy, RealTimeChunking(31.0))  # a chunk is 32 control steps long
+    with pytest.raises(ValueError, match="delay is 32 control steps, and a chunk is 32 control steps long"):
+        planner.set_chunking(RealTimeChunking(32.0))
+    seconds = dataclasses.replace(AlohaPickPlace.config, image_hw=(64, 64))
+    with pytest.raises(ValueError, match="delay is 31 seconds, and a chunk is 6.4 seconds long"):
+        planner.set_config(seconds)
+    measured = dataclasses.replace(dataset.config, sample_dt=None, record_dt=None)
+    planner.set_config(measured)
+    planner.set_chunking(RealTimeChunking(100.0))
+    planner.add_obs_frames([frame_at(dataset, 0, frame) for frame in (0, 1)])
+    with pytest.raises(ValueError, match="delay is 100 seconds, and a chunk is 32 seconds long"):
+        planner.get_action()
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpm"])

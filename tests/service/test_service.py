@@ -120,6 +120,14 @@ def test_a_client_that_does_not_meet_the_contract_is_told_everything_at_once(rob
         robot.add_obs_frame(frame_at(dataset, 0, 0) | {"timestamp": 0.05})
 
 
+def test_a_delay_that_leaves_nothing_of_a_chunk_to_plan_is_refused(robot):
+    robot.set_ensemble_nums(0)
+    for delay, named in ((-1.0, "delay is -1.0"), ("x", "delay is 'x'"), (40, "40 control steps, and a chunk is 32")):
+        with pytest.raises(ValueError, match=named):
+            robot.set_chunking(delay)
+    robot.set_chunking(4)
+
+
 BAD = {
     "eih_cam": lambda f: f.pop("eih_cam"),
     "e2h_cam.data.wcT": lambda f: f["e2h_cam"]["data"].pop("wcT"),
