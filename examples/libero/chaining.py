@@ -37,9 +37,12 @@ PARTS = ("first", "second", "both")
 class ChainingConfig(EvaluateConfig):
     pairs: int | None = None
     """Pairs of tasks per suite, spread over the first tasks; by default all."""
-    save_root: Path = Path("results/libero_chaining")
     video: bool = field(default=False)
     """Write an MP4 per episode."""
+
+    @property
+    def default_roots(self) -> dict[str, Path]:
+        return super().default_roots | {"save_root": Path("results") / f"{self.benchmark}_chaining"}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -73,8 +73,10 @@ class EvaluateConfig:
     """Simulator processes."""
     gpu: int = 0
     """That renders, where MUJOCO_GL is egl, and that --ckpt runs on."""
-    save_root: Path = Path("results/libero")
-    video_root: Path = Path("results/libero_videos")
+    save_root: Path | None = None
+    """Folder of the results; by default results/<benchmark>, since LIBERO's and LIBERO-plus's suites have one name."""
+    video_root: Path | None = None
+    """Folder of the videos; by default results/<benchmark>_videos."""
     suffix: str = ""
     """Of the folders below both."""
     save: bool = True
@@ -89,6 +91,9 @@ class EvaluateConfig:
     """Written into the results: which meshes and textures were used."""
 
     def __post_init__(self) -> None:
+        for name, default in self.default_roots.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
         counts = {"execute_steps": 1, "image_size": 16, "num_workers": 1, "begin_task_id": 0, "seed": 0, "gpu": 0}
         counts |= {"num_trials_per_task": 1, "video_every": 1, "max_steps": 1, "ensemble": 0, "denoising_steps": 1}
         for name, least in counts.items():
@@ -105,6 +110,11 @@ class EvaluateConfig:
             raise ValueError(f"--ckpt {self.ckpt}: no such file" if self.policy == "model" else "--ckpt is a model's")
         if self.policy == "model" and not self.model_name:
             raise ValueError("--model_name is missing: it names the result files")
+
+    @property
+    def default_roots(self) -> dict[str, Path]:
+        results = Path("results")
+        return {"save_root": results / self.benchmark, "video_root": results / f"{self.benchmark}_videos"}
 
     @property
     def name(self) -> str:

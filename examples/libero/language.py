@@ -42,9 +42,12 @@ TRUE, SWAPPED, REPEATED = "true", "swapped", "repeated"
 
 @dataclass(frozen=True)
 class LanguageConfig(EvaluateConfig):
-    save_root: Path = Path("results/libero_language")
     video: bool = field(default=False)
     """Write an MP4 per episode."""
+
+    @property
+    def default_roots(self) -> dict[str, Path]:
+        return super().default_roots | {"save_root": Path("results") / f"{self.benchmark}_language"}
 
 
 @dataclass(frozen=True)

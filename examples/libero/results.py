@@ -117,7 +117,8 @@ class SuiteResults:
         rows, record = read_results(self.csv_file)
         if differing := describe_differences(record["settings"], self._settings):
             raise ResultsError(
-                f"{self.csv_file}: was begun with other settings ({differing}); use those, or begin anew: --no-conti"
+                f"{self.csv_file}: was begun with other settings ({differing}); use those, keep both apart "
+                "with --save_root or --suffix, or begin anew: --no-conti"
             )
         extras = {
             (episode.pop("task_id"), episode.pop("episode_id")): episode

@@ -1,6 +1,6 @@
 """The tables of an evaluation: suites and models side by side, with how sure each rate is.
 
-    python -m examples.libero.summary results/libero [--out summary] [--classification task_classification.json]
+    python -m examples.libero.summary results/libero results/libero-pro [--out summary]
 
 Prints the tables; with ``--out``, also writes them as summary.md, summary.csv and summary.png.
 """

@@ -14,7 +14,8 @@ from data_utils.datasets import LiberoObject, PickPlaceCan
 from examples.errors import SimulatorError
 from examples.libero import environment, worklist
 from examples.libero.environment import unpinned
-from examples.libero.evaluate import main
+from examples.libero.evaluate import EvaluateConfig, main
+from examples.libero.language import LanguageConfig
 from examples.libero.model_policy import ModelPolicy, _check_contract
 from examples.libero.policies import POLICIES, PolicyError, PolicySettings, RandomPolicy, make_policy
 from examples.libero.rollout import EpisodeKey, run_episode
@@ -84,6 +85,15 @@ def test_results_and_videos_lie_where_the_contract_says():
     key = EpisodeKey("libero_goal_swap", 3, 12)
     file = video_file(Path("v"), "libero_goal_swap", "b16", "apt", key)
     assert file == Path("v/libero_goal_swap_b16/apt/task003/ep012.mp4")
+
+
+def test_benchmarks_whose_suites_have_one_name_have_results_of_their_own():
+    plain, plus = (EvaluateConfig(benchmark=name, policy="random") for name in ("libero", "libero-plus"))
+    assert (plain.save_root, plain.video_root) == (Path("results/libero"), Path("results/libero_videos"))
+    assert (plus.save_root, plus.video_root) == (Path("results/libero-plus"), Path("results/libero-plus_videos"))
+    told = LanguageConfig(benchmark="libero-plus", policy="random")
+    assert told.save_root == Path("results/libero-plus_language")
+    assert EvaluateConfig(policy="random", save_root=Path("here")).save_root == Path("here")
 
 
 def test_versions_that_are_not_the_pinned_ones_are_named():
