@@ -168,13 +168,15 @@ class TrajPlanner:
             self._prompt = prompt
 
     def set_config(self, config: str | dict | DataConfig) -> None:
-        """Cameras, arms and times: a dataset's name, a ``DataConfig`` or its dictionary. Forgets frames.
+        """Cameras, arms and times: the name of a dataset the policy was trained on, or, for another robot, a
+        ``DataConfig`` or its dictionary. Forgets frames.
 
         Raises:
-            ValueError: an unknown name or field, or history and future lengths that the policy was not trained with.
+            ValueError: an unknown name or field, a dataset that the policy was not trained on, or history and future
+                lengths that it was not trained with.
         """
         if isinstance(config, str):
-            config = get_dataset_class(config).config
+            config = self._trained_config(config)
         elif isinstance(config, dict):
             config = DataConfig.from_dict(config)
         trained = self.policy.model.config
@@ -188,6 +190,17 @@ class TrajPlanner:
             _check_delay(self._chunking, config)
             self._config, self._collate = config, collate
             self.reset()
+
+    def _trained_config(self, name: str) -> DataConfig:
+        """As training had it, image size included. Raises ``ValueError``."""
+        get_dataset_class(name)  # an unknown name is another mistake than an untrained one
+        trained = dict(zip(self.train_config.dataset_classes, self.train_config.data_configs(), strict=True))
+        if name not in trained:
+            raise ConfigError(
+                f"the policy was not trained on {name}; it was on {', '.join(trained)}: name one of these, or give the "
+                "cameras, arms and times of a robot that is like them as a DataConfig (a dictionary will do)"
+            )
+        return trained[name]
 
     def get_config(self) -> DataConfig:
         return self._config

@@ -103,7 +103,8 @@ class ClientSession:
 
     @expose
     def set_config(self, config: str | dict) -> None:
-        """A dataset's name or a ``DataConfig`` as a dictionary. Forgets frames; the contract is the new config's."""
+        """The name of a dataset the policy was trained on, or a ``DataConfig`` as a dictionary. Forgets frames; the
+        contract is the new config's."""
         self._planner.set_config(config)
         self._first_frames = FirstFrames(self._contract())
 

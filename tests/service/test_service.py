@@ -83,7 +83,7 @@ def test_what_a_client_reads_of_the_service_is_plain_data(robot, checkpoint):
 
 
 def test_another_robots_config_brings_its_own_contract(robot, local, dataset):
-    robot.set_config("AlohaPickPlace")
+    robot.set_config(AlohaPickPlace.config.to_dict())
     contract = robot.observation_contract()
     assert contract["clock"] == {"unit": "seconds", "time_step": 0.1}
     with pytest.raises(ValueError, match="'head_cam' is missing(.|\\n)*'e2h_cam' is not one"):
@@ -103,6 +103,10 @@ def test_another_robots_config_brings_its_own_contract(robot, local, dataset):
         robot.set_config({"cams": ["e2h_cam"]})
     with pytest.raises(ValueError, match="unknown dataset class"):
         robot.set_config("NoSuchRobot")
+    with pytest.raises(ValueError, match="not trained on AlohaPickPlace; it was on PickPlaceCan"):
+        robot.set_config("AlohaPickPlace")
+    robot.set_config("PickPlaceCan")
+    assert robot.get_config()["image_hw"] == (64, 64), "the size of training"
 
 
 def test_a_client_that_does_not_meet_the_contract_is_told_everything_at_once(robot, dataset):
