@@ -21,6 +21,8 @@ class Benchmark:
     trials: int
     """Episodes per task."""
     assets_origin: str
+    assets_flag: str = "--assets"
+    """Of setup.sh, which brings the assets."""
 
 
 BENCHMARKS = {
@@ -49,6 +51,7 @@ BENCHMARKS = {
             LIBERO_SUITES,
             1,
             "assets.zip of https://huggingface.co/datasets/Sylvest/LIBERO-plus",
+            "--plus-assets",
         ),
     )
 }

@@ -23,7 +23,8 @@ from examples.libero.benchmarks import find_benchmark
 
 ROOT = Path(__file__).parents[2]
 VENV = ROOT / ".venv-libero"
-SETUP = "bash examples/libero/setup.sh --assets DIR"
+SETUP_SCRIPT = "bash examples/libero/setup.sh"
+SETUP = f"{SETUP_SCRIPT} --assets DIR"
 _PINS = Path(__file__).with_name("requirements.txt")
 MAGICK = "libmagickwand-6.q16-6 (newer systems: libmagickwand-7.q16-10)"
 _PHYSICS = ("mujoco", "robosuite", "bddl")
@@ -67,10 +68,13 @@ def check_assets(benchmark: str = "libero") -> None:
     """Raises ``SimulatorError`` where a benchmark's meshes and textures are not in place."""
     assets = libero_root(benchmark) / "assets"
     if not (assets / "scenes").is_dir():
-        origin = find_benchmark(benchmark).assets_origin
-        raise SimulatorError(
-            f"{benchmark}'s meshes and textures are not at {assets}; get them ({origin}) and run: {SETUP}"
-        )
+        raise SimulatorError(f"{benchmark}'s meshes and textures are not at {assets}; {assets_hint(benchmark)}")
+
+
+def assets_hint(benchmark: str) -> str:
+    """What to do where some of a benchmark's meshes or textures are missing."""
+    known = find_benchmark(benchmark)
+    return f"get them ({known.assets_origin}) and run: {SETUP_SCRIPT} {known.assets_flag} DIR"
 
 
 def versions(benchmark: str = "libero") -> dict[str, str]:

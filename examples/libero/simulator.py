@@ -19,10 +19,9 @@ import PIL.Image
 from robosuite.utils import camera_utils
 from robosuite.utils.errors import RandomizationError
 
-from examples.errors import SimulatorError
+from examples.errors import SceneError, SimulatorError
 from examples.libero.bddl import Predicate, UnusableTask
-from examples.libero.benchmarks import find_benchmark
-from examples.libero.environment import SETUP, import_scenes
+from examples.libero.environment import assets_hint, import_scenes
 from examples.libero.tasks import LiberoTask
 
 FINGER_TRAVEL = 0.04  # m, of each of the Panda's fingers
@@ -44,7 +43,8 @@ class LiberoEnv:
         task: the task.
         image_size: height and width of images; None: nothing will be rendered, and no OpenGL is started.
     Raises:
-        SimulatorError: a mesh or texture is missing, or OpenGL does not start.
+        SceneError: a mesh or texture is missing.
+        SimulatorError: OpenGL does not start.
     """
 
     cameras = tuple(CAMERAS)
@@ -66,9 +66,9 @@ class LiberoEnv:
             )
             self._env = self._scene.env
         except (FileNotFoundError, ValueError, KeyError) as error:
-            what, origin = " ".join(str(error).split())[:200], find_benchmark(task.benchmark).assets_origin
-            raise SimulatorError(
-                f"{task.name}: the scene does not load ({what}); complete the assets ({origin}) and run: {SETUP}"
+            what = " ".join(str(error).split())[:200]
+            raise SceneError(
+                f"{task.name}: the scene does not load ({what}); if assets are missing, {assets_hint(task.benchmark)}"
             ) from error
         except (ImportError, RuntimeError, AttributeError, mujoco.FatalError) as error:
             raise SimulatorError(f"OpenGL does not start here ({error}); see MUJOCO_GL") from error

@@ -104,7 +104,9 @@ def test_what_is_not_there_is_named(packages, monkeypatch):
 
 def test_assets_that_are_missing_are_asked_for_where_they_come_from(tmp_path, monkeypatch):
     monkeypatch.setattr(environment, "libero_root", lambda benchmark: tmp_path)
-    with pytest.raises(SimulatorError, match=r"libero-plus's meshes .* not at .*assets; get them \(assets\.zip of"):
+    with pytest.raises(
+        SimulatorError, match=r"libero-plus's meshes .* not at .*assets; get them \(assets\.zip of.*--plus-assets DIR$"
+    ):
         environment.check_assets("libero-plus")
 
 
