@@ -118,6 +118,11 @@ def parse_camera(name: str, value: Any) -> CameraFrame:
     K = _array(intrinsics, "K", where + "camera.")
     if K.shape != (3, 3):
         raise ValueError(f"{where}camera.K has shape {K.shape}; wanted (3, 3)")
+    if not (K[0, 0] > 0 and K[1, 1] > 0):
+        raise ValueError(
+            f"{where}camera.K has focal lengths {K[0, 0]:g} and {K[1, 1]:g}; wanted [[fx, 0, cx], [0, fy, cy], "
+            "[0, 0, 1]] in pixels of the image that is sent, fx and fy above 0"
+        )
     pose = _array(data, "wcT", where + "data.")
     if pose.shape != (4, 4):
         raise ValueError(f"{where}data.wcT has shape {pose.shape}; wanted (4, 4)")
