@@ -162,8 +162,8 @@ class TrajPlanner:
             }
 
     def set_prompt(self, prompt: str) -> None:
-        """The instruction from now on."""
-        _check_prompt(prompt)
+        """The instruction from now on. Raises ``ValueError`` for what is no text, or an empty one."""
+        _check_text(prompt)
         with self._lock:
             self._prompt = prompt
 
@@ -475,8 +475,16 @@ def _check_delay(chunking: RealTimeChunking | None, config: DataConfig) -> None:
 def _check_prompt(prompt: Any) -> None:
     if prompt is None:
         raise ValueError("no instruction yet: call set_prompt first")
+    _check_text(prompt)
+
+
+def _check_text(prompt: Any) -> None:
     if not isinstance(prompt, str):
-        raise ValueError(f"the prompt is a {type(prompt).__name__}; wanted a text")
+        raise ValueError(
+            f"the prompt is {prompt!r:.80}, a {type(prompt).__name__}; wanted a text, such as 'open the door'"
+        )
+    if not prompt.strip():
+        raise ValueError(f"the prompt is empty ({prompt!r:.80}); wanted a text, such as 'open the door'")
 
 
 def _blank_sample(config: DataConfig) -> Sample:

@@ -78,6 +78,18 @@ def blank_frame(config) -> dict:
     return {**dict.fromkeys(config.cameras, camera), "ee_pose": np.eye(4), "gripper": 0.5, "timestamp": 0.0}
 
 
+@pytest.mark.parametrize("wrong, named", [("", "is empty"), (" \n", "is empty"), (None, "is None"), (3, "is 3")])
+def test_an_instruction_that_says_nothing_is_refused_and_the_old_one_stays(policy, wrong, named):
+    planner = session(policy)
+    with pytest.raises(ValueError, match=f"the prompt {named}.*; wanted a text"):
+        planner.set_prompt(wrong)
+    assert planner.prompt == "reach for the red square"
+    if wrong is not None:  # there it means the one that was set
+        with pytest.raises(ValueError, match="the prompt is"):
+            planner.run_inference(blank_frame(planner.get_config()), wrong)
+        assert planner.get_action() is None, "the frame was not taken"
+
+
 def test_a_reset_during_a_query_leaves_no_trace_of_it(policy, dataset, monkeypatch):
     planner = session(policy, ensemble=3)
     infer = policy.infer
