@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from tqdm import tqdm
+
 from data_utils.cli import CommandLineError, parse
 from examples.errors import SimulatorError
 from examples.headless import select_gl
@@ -24,6 +26,7 @@ from examples.libero import environment
 from examples.libero.policies import PolicyError, PolicySettings, describe_policy, recorded_episodes
 from examples.libero.results import Row, SuiteResults
 from examples.libero.rollout import WAIT_STEPS
+from examples.libero.tasks import LiberoTask
 from examples.libero.workers import Episode, EpisodeRunner, Outcome, RunStopped, check_scenes, run_episodes
 from examples.libero.worklist import MAX_STEPS, SuiteWork, plan_work, suite_folder, video_file
 from shm_transport import TransportError
@@ -179,6 +182,7 @@ def evaluate(config: EvaluateConfig) -> list[tuple[str, Counter[bool]]]:
 
     Raises:
         ResultsError: results that cannot be gone on with; and what :func:`prepare` raises.
+        SimulatorError: no task's scene loads, and there are no results of any; tasks besides others are left out.
         RunStopped: an episode could not be run; what was finished is kept.
     """
     prepared = prepare(config)
@@ -194,6 +198,17 @@ def evaluate(config: EvaluateConfig) -> list[tuple[str, Counter[bool]]]:
                 about = {"model": config.name, "skipped_tasks": suite.skipped}
                 opened = SuiteResults(folder, config.name, settings, about, config.conti)
                 results[suite.suite] = stack.enter_context(opened)
+        planned = {suite.suite: suite for suite in work}
+        left_out: list[str] = []
+
+        def leave_out(task: LiberoTask, why: str) -> None:
+            if task.task_id not in (skipped := planned[task.suite].skipped):
+                skipped[task.task_id] = why
+                left_out.append(why)
+                tqdm.write(_left_out(task.suite, task.task_id, why), file=sys.stderr)
+                if task.suite in results:
+                    results[task.suite].write()
+
         todo: list[Episode] = []
         for episode in (episode for suite in work for episode in suite.episodes):
             suite, key = episode.key.suite, (episode.key.task_id, episode.key.episode_id)
@@ -207,7 +222,9 @@ def evaluate(config: EvaluateConfig) -> list[tuple[str, Counter[bool]]]:
 
         begun = {episode.task.suite: episode.task for episode in reversed(todo)}
         if len(begun) > 1:  # with a single suite, the first episode tells at once
-            check_scenes(begun.values())
+            for task, why in check_scenes(begun.values()).items():
+                leave_out(task, why)
+            todo = [episode for episode in todo if episode.key.task_id not in planned[episode.key.suite].skipped]
 
         def note(episode: Episode, outcome: Outcome) -> None:
             key, result = episode.key, outcome.result
@@ -230,16 +247,25 @@ def evaluate(config: EvaluateConfig) -> list[tuple[str, Counter[bool]]]:
             config.image_size,
             config.video_every or config.execute_steps,
         )
-        run_episodes(runner, todo, config.num_workers, note, sum(tallies.values(), Counter()))
+        run_episodes(runner, todo, config.num_workers, note, sum(tallies.values(), Counter()), leave_out)
         for opened in results.values():
             opened.write()  # also where nothing was missing: repaired, and with this run's remarks
+    if left_out:
+        if not any(tallies.values()):
+            raise SimulatorError(f"no task's scene loads ({len(left_out)} were tried); the first: {left_out[0]}")
+        what = "whose scenes do not load are left out of the results; the same command tries them again"
+        print(f"warning: {len(left_out)} tasks {what}", file=sys.stderr)
     return outcomes
 
 
 def _warnings(work: list[SuiteWork]) -> list[str]:
     skipped = [(suite.suite, task, why) for suite in work for task, why in suite.skipped.items()]
-    lines = [f"warning: {suite} task {task} is left out: {why}" for suite, task, why in skipped]
+    lines = [_left_out(*told) for told in skipped]
     return [*lines, f"warning: {len(skipped)} tasks are left out of the results"] if skipped else []
+
+
+def _left_out(suite: str, task_id: int, why: str) -> str:
+    return f"warning: {suite} task {task_id} is left out: {why}"
 
 
 def outcome_settings(config: EvaluateConfig, suite: SuiteWork, prepared: Prepared) -> dict:

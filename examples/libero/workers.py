@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data_utils.worker_process import WorkerDied, WorkerProcess
-from examples.errors import SimulatorError
+from examples.errors import SceneError, SimulatorError
 from examples.libero import environment
 from examples.libero.policies import PolicyError, PolicySettings, make_policy
 from examples.libero.rollout import EpisodeKey, EpisodeResult, Plan, Policy, run_episode
@@ -54,6 +54,7 @@ class Outcome:
 class _Failure:
     message: str
     again: bool = False  # worth another attempt
+    scene: bool = False  # of the task, whose scene does not load
 
 
 class EpisodeRunner:
@@ -77,6 +78,8 @@ class EpisodeRunner:
             return self.run(episode)
         except SessionLost as error:
             return _Failure(str(error), again=True)
+        except SceneError as error:
+            return _Failure(str(error), scene=True)
         except (SimulatorError, PolicyError, TransportError, RemoteError, ImportError) as error:
             return _Failure(" ".join(str(error).split()))
         except Exception as error:
@@ -135,6 +138,7 @@ def run_episodes(
     num_workers: int,
     on_outcome: Callable[[Episode, Outcome], None],
     done: Counter[bool] | None = None,
+    leave_out: Callable[[LiberoTask, str], None] | None = None,
 ) -> None:
     """Run episodes in ``num_workers`` processes; their order, and which process runs which, does not matter.
 
@@ -143,6 +147,8 @@ def run_episodes(
 
     Args:
         done: outcomes of episodes that ended before, for the progress line.
+        leave_out: called with a task whose scene does not load, and why, once for each of its episodes that was given
+            out; the others are dropped. None: such a task ends the run.
     Raises:
         RunStopped: an episode cannot be run; no more are begun.
     """
@@ -169,7 +175,11 @@ def run_episodes(
                         raise RunStopped(f"a simulator's process {death} when it started") from None
                     pool[pool.index(worker)] = WorkerProcess(runner)  # asks for work when it is ready
                     worker = None
-                if isinstance(outcome, _Failure):
+                if isinstance(outcome, _Failure) and outcome.scene and leave_out is not None:
+                    leave_out(episode.task, outcome.message)
+                    bar.total -= 1 + queue.drop(episode.task)
+                    bar.refresh()
+                elif isinstance(outcome, _Failure):
                     attempts[episode.key] += 1
                     name = f"{episode.task.suite} task {episode.key.task_id} episode {episode.key.episode_id}"
                     if not outcome.again or attempts[episode.key] == ATTEMPTS:
@@ -192,29 +202,34 @@ def run_episodes(
             worker.kill()
 
 
-def check_scenes(tasks: Iterable[LiberoTask]) -> None:
-    """Build the scenes of some tasks, so that missing meshes are not found hours later.
+def check_scenes(tasks: Iterable[LiberoTask]) -> dict[LiberoTask, str]:
+    """Build the scenes of some tasks, so that missing meshes are not found hours later: which do not load, and why.
 
-    Raises ``SimulatorError`` for one that does not load.
+    Raises ``SimulatorError`` where the simulator does not work at all.
     """
+    faults = {}
     worker = WorkerProcess(_scene_fault)  # a process of its own: building scenes leaves memory behind
     try:
         worker.outcome()  # ready
         for task in tasks:
             worker.give(task)
-            if (fault := worker.outcome()) is not None:
-                raise SimulatorError(fault)
+            if (fault := worker.outcome()) is None:
+                continue
+            if not fault.scene:
+                raise SimulatorError(fault.message)
+            faults[task] = fault.message
     except WorkerDied as death:
         raise SimulatorError(f"{worker.job.suite}: the simulator's process {death}") from None
     finally:
         worker.kill()
+    return faults
 
 
-def _scene_fault(task: LiberoTask) -> str | None:
+def _scene_fault(task: LiberoTask) -> _Failure | None:
     try:
         environment.import_simulator(task.benchmark).LiberoEnv(task, image_size=None).close()
     except (SimulatorError, ImportError) as error:
-        return str(error)
+        return _Failure(str(error), scene=isinstance(error, SceneError))
     return None
 
 
@@ -231,6 +246,10 @@ class _TaskQueue:
 
     def put_back(self, episode: Episode) -> None:
         self._waiting.setdefault(episode.task, deque()).appendleft(episode)
+
+    def drop(self, task: LiberoTask) -> int:
+        """Forget a task's episodes; how many they were."""
+        return len(self._waiting.pop(task, ()))
 
     def take(self, task: LiberoTask | None, in_flight: Iterable[Episode | None]) -> Episode | None:
         """Of ``task`` where one waits, else of the task that fewest processes are at; None: nothing waits."""

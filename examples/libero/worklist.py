@@ -31,7 +31,7 @@ class SuiteWork:
     max_steps: int
     episodes: list[Episode] = field(default_factory=list)
     skipped: dict[int, str] = field(default_factory=dict)
-    """Task id -> why the task, as its package ships it, cannot be run."""
+    """Task id -> why the task is not run: as its package ships it, or with the assets that are there, it cannot be."""
 
 
 def step_cap(suite: str, max_steps: int | str) -> int:

@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from examples.errors import SceneError
 from examples.libero.rollout import EpisodeKey, EpisodeResult
 from examples.libero.tasks import LiberoTask
-from examples.libero.workers import Episode, Outcome, RunStopped, _TaskQueue, run_episodes
+from examples.libero.workers import Episode, EpisodeRunner, Outcome, RunStopped, _TaskQueue, run_episodes
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -65,6 +66,27 @@ def test_a_killed_process_s_episode_is_run_again_by_another(tmp_path, capsys):
     assert len(set(tries)) == 2  # processes
     said = capsys.readouterr().err
     assert said.count("libero_object task 0 episode 1: the simulator's process was killed by SIGKILL") == 1
+
+
+class Sceneless(EpisodeRunner):
+    """Has no mesh for one task."""
+
+    def __init__(self, task_id: int) -> None:
+        self.task_id = task_id
+
+    def run(self, episode: Episode) -> Outcome:
+        if episode.key.task_id == self.task_id:
+            raise SceneError("no yogurt.xml")
+        return Outcome(EpisodeResult(True, 5, 2, np.zeros((6, 3))), 0.1)
+
+
+def test_a_task_whose_scene_does_not_load_is_left_out_and_the_others_are_run():
+    work, found, left_out = episodes(3, 4), [], {}
+    run_episodes(Sceneless(1), work, 2, lambda episode, _: found.append(episode.key), leave_out=left_out.__setitem__)
+    assert sorted(key.task_id for key in found) == [0] * 4 + [2] * 4
+    assert left_out == {work[4].task: "no yogurt.xml"}
+    with pytest.raises(RunStopped, match="task 1 episode 0: no yogurt.xml"):
+        run_episodes(Sceneless(1), work, 1, lambda episode, _: None)
 
 
 def test_an_episode_that_kills_every_process_ends_the_run_and_is_named(tmp_path):
