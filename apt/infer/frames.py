@@ -157,6 +157,10 @@ def _color(name: str, value: Any, encoding: str) -> np.ndarray:
         return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
     if encoding not in ENCODINGS:
         raise ValueError(f"{name} has encoding {encoding!r}; wanted one of {', '.join(ENCODINGS)}")
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        raise ValueError(
+            f'{name} is bytes, and its encoding is {encoding!r}; JPEG bytes want "encoding": "compress" beside them'
+        )
     image = np.asarray(value)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f"{name} is {image.dtype} of shape {image.shape}; wanted uint8 (H, W, 3)")

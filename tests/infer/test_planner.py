@@ -158,6 +158,9 @@ def test_colour_encodings_agree(dataset):
     frame["e2h_cam"]["data"].update(color=rgb[..., ::-1], encoding="bgr")
     assert np.array_equal(parse_frame(frame, dataset.config).cameras["e2h_cam"].rgb, rgb)
     packed = cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 100])[1].tobytes()
+    frame["e2h_cam"]["data"].update(color=packed, encoding="rgb")
+    with pytest.raises(ValueError, match='e2h_cam.data.color is bytes.*"encoding": "compress"'):
+        parse_frame(frame, dataset.config)
     frame["e2h_cam"]["data"].update(color=packed, encoding="compress")
     decoded = parse_frame(frame, dataset.config).cameras["e2h_cam"].rgb
     assert np.abs(decoded.astype(int) - rgb).mean() < 6
