@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from data_utils.checker import FileChecker, Report, Request
 from data_utils.cli import CommandLineError, parse
+from data_utils.config import DataConfig
 from data_utils.data_loc import episode_files
 from data_utils.errors import DataError
 from data_utils.inspection.contents import Contents
@@ -122,7 +123,7 @@ def _run(options: Options) -> int:
             named = len(options.paths) == 1 and Path(options.paths[0]).is_file()
             return _reseal(files, reports, lambda path: _whole(checker.check([request(path)])[0], path), named)
     inspected = [Inspected.of(path, report) for path, report in zip(files, reports, strict=True)]
-    _print_found(inspected)
+    _print_found(inspected, _counts_steps(config, inspected))
 
     good = [item for item in inspected if not item.faults]
     speed = None
@@ -192,14 +193,22 @@ def _dataset_class(name: str):
     return get_dataset_class(name)
 
 
-def _print_found(inspected: Sequence[Inspected]) -> None:
+def _counts_steps(config: DataConfig | None, inspected: Sequence[Inspected]) -> bool:
+    """Whether timestamps are control steps: the dataset class says so, or without one, they count the frames."""
+    if config is not None:
+        return config.record_dt is None and config.sample_dt == 1.0
+    readable = [item.contents for item in inspected if item.contents is not None]
+    return bool(readable) and all(contents.rate == 1.0 for contents in readable)
+
+
+def _print_found(inspected: Sequence[Inspected], counts_steps: bool) -> None:
     if len(inspected) == 1:
         print(inspected[0].path)
         if inspected[0].contents is not None:
-            print("\n".join(episode_lines(inspected[0].contents)))
+            print("\n".join(episode_lines(inspected[0].contents, counts_steps)))
     else:
         readable = [item.contents for item in inspected if item.contents is not None]
-        print("\n".join(set_lines(readable, len(inspected))))
+        print("\n".join(set_lines(readable, len(inspected), counts_steps)))
     by_rule: dict[str, list[str]] = {}
     for item in inspected:
         for rule, message in item.warnings:

@@ -17,16 +17,21 @@ LISTED_PROMPTS = 10
 BARS, BAR = 8, 40  # of a distribution; characters of the longest bar
 
 
-def episode_lines(contents: Contents) -> list[str]:
-    """A description of one episode."""
+def episode_lines(contents: Contents, counts_steps: bool = False) -> list[str]:
+    """A description of one episode.
+
+    Args:
+        counts_steps: timestamps are control steps, not seconds.
+    """
     arms = counted(contents.num_ee, "end-effector")
     if contents.ee_indices is not None:
         arms += f", of which arms: {', '.join(map(str, contents.ee_indices))}"
     commands = "with commanded poses" if contents.desired else "no commanded poses"
+    units = ("control steps", "step") if counts_steps else ("s", "second")
     version = f"schema version {contents.version}" if contents.version else "no schema version (read as it is)"
     lines = [
         f"  {version}, {size_text(contents.size)}",
-        f"  {contents.frames} frames, {contents.seconds:.4g} s, {contents.rate:.4g} frames per second",
+        f"  {contents.frames} frames, {contents.seconds:.4g} {units[0]}, {contents.rate:.4g} frames per {units[1]}",
         f"  {arms}, {commands}",
     ]
     width = max((len(camera) for camera in contents.cameras), default=0)
@@ -41,14 +46,15 @@ def episode_lines(contents: Contents) -> list[str]:
     return lines
 
 
-def set_lines(all_contents: Sequence[Contents], num_files: int) -> list[str]:
-    """A description of many episodes."""
+def set_lines(all_contents: Sequence[Contents], num_files: int, counts_steps: bool = False) -> list[str]:
+    """A description of many episodes; ``counts_steps`` as above."""
     lengths = np.array([contents.frames for contents in all_contents])
-    seconds = sum(contents.seconds for contents in all_contents)
+    length = sum(contents.seconds for contents in all_contents)
+    length = f"{length:.6g} control steps" if counts_steps else f"{length / 3600:.3g} h"
     lines = [f"{counted(num_files, 'episode')}, {size_text(sum(contents.size for contents in all_contents))}"]
     if not all_contents:
         return lines
-    lines.append(f"  {lengths.sum()} frames, {seconds / 3600:.3g} h by their timestamps")
+    lines.append(f"  {lengths.sum()} frames, {length} by their timestamps")
     lines += _distribution(lengths)
     kinds = Counter(_kind_text(contents) for contents in all_contents)
     lines += [f"  {count} x {kind}" for kind, count in kinds.most_common(LISTED_PROMPTS)]

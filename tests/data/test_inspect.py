@@ -125,6 +125,21 @@ def test_a_good_set_is_described_and_its_first_episode_drawn(folder, tmp_path, c
     assert found["faulty"] == 0 and [item["contents"]["frames"] for item in found["episodes"]] == [6, 6, 6]
 
 
+def test_timestamps_that_count_control_steps_are_not_called_seconds(folder, capsys):
+    arguments = ["--frames", "0", "--quick"]
+    assert inspect.main([str(folder), *arguments]) == 0
+    assert "18 frames, 0.00208 h by their timestamps" in "\n".join(lines(capsys))
+    inspect.main([str(folder), *arguments, "--dataset-class", "PickPlaceCan"])  # sample_dt=1.0; other cameras
+    assert "18 frames, 7.5 control steps by their timestamps" in "\n".join(lines(capsys))
+    for path in folder.iterdir():
+        with edited(path) as file:
+            file["timestamp"][...] = np.arange(6)
+    assert inspect.main([str(folder), *arguments]) == 0
+    assert "18 frames, 15 control steps by their timestamps" in "\n".join(lines(capsys))
+    assert inspect.main([str(folder / "0.h5"), *arguments]) == 0
+    assert "6 frames, 5 control steps, 1 frames per step" in "\n".join(lines(capsys))
+
+
 def test_warnings_of_a_set_are_counted_and_leave_the_exit_code_alone(folder, capsys):
     for path in folder.iterdir():
         with edited(path) as file:
