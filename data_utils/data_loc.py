@@ -20,6 +20,7 @@ LOCATION_VARIABLE = "APT_DATA_LOC"
 HOST_VARIABLE = "APT_DATA_LOC_HOST"
 EPISODE_SUFFIXES = (".h5", ".hdf5")
 DEFAULT_BLOCK = "default"
+_TRACKED, _LOCAL = "data_loc.yaml", "data_loc.local.yaml"
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,8 @@ def location_file() -> Path:
             )
         return path
     here = Path(__file__).parent
-    local = here / "data_loc.local.yaml"
-    return local if local.is_file() else here / "data_loc.yaml"
+    local = here / _LOCAL
+    return local if local.is_file() else here / _TRACKED
 
 
 def locate(name: str) -> list[Location]:
@@ -85,10 +86,17 @@ def locate(name: str) -> list[Location]:
         if name in blocks[block]:
             return _locations(name, blocks[block][name], source)
     raise DataError(
-        f"dataset {name} has no location: {source} has no entry for it (host {host}); add under "
-        f"'{DEFAULT_BLOCK}:' a line '{name}: /folder/of/episodes', or point {LOCATION_VARIABLE} at a file that has one",
+        f"dataset {name} has no location: {source} has no entry for it (host {host}); add under '{DEFAULT_BLOCK}:' a "
+        f"line '{name}: /folder/of/episodes' (a relative path counts from the file's folder) in {_to_edit(source)}",
         "location",
     )
+
+
+def _to_edit(source: Path) -> str:
+    """The file that a user should write to: never the one that is under version control."""
+    if source.name != _TRACKED or source.parent != Path(__file__).parent:
+        return str(source)
+    return f"{source.parent / _LOCAL}, which then counts instead, or a file that {LOCATION_VARIABLE} names"
 
 
 def _read_blocks(source: Path) -> dict[str, dict]:

@@ -105,6 +105,8 @@ def test_the_local_file_comes_before_the_checked_in_one(monkeypatch, tmp_path):
     monkeypatch.setattr(data_loc, "__file__", str(tmp_path / "data_loc.py"))
     (tmp_path / "data_loc.yaml").write_text("default: {}\n")
     assert data_loc.location_file() == tmp_path / "data_loc.yaml"
+    with pytest.raises(DataError, match=f"in {tmp_path}/data_loc.local.yaml, which then counts instead"):
+        locate("Droid")
     (tmp_path / "data_loc.local.yaml").write_text("default: {}\n")
     assert data_loc.location_file() == tmp_path / "data_loc.local.yaml"
 
