@@ -112,26 +112,46 @@ def episode_files(path: Path) -> list[str]:
     return [str(file) for file in files]
 
 
+def _training_episodes(
+    dataset_class: type[H5DatasetMapBase], folder: Path | None, config: DataConfig
+) -> H5DatasetMapBase:
+    try:
+        return dataset_class(None if folder is None else episode_files(folder), config=config, train=False)
+    except DataError as error:
+        if folder is not None or error.rule != "location":
+            raise
+        raise DataError(f"{error}; or name the episodes with --train-episodes DIR", "location") from error
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ckpt", required=True, type=Path, help="a ckpt_*.pt with its configuration beside it")
-    parser.add_argument("--episodes", required=True, type=Path, help="folder of recorded episodes to predict")
     parser.add_argument(
-        "--train-episodes", type=Path, help="folder the mean motion is taken from (default: data_loc's)"
+        "--ckpt", required=True, type=Path, help="a ckpt_*.pt with its configuration beside it, or an exported folder"
+    )
+    parser.add_argument("--episodes", required=True, type=Path, help="recorded episodes to predict, a folder or a file")
+    parser.add_argument(
+        "--train-episodes",
+        type=Path,
+        metavar="DIR",
+        help="episodes the mean motion is taken from, a folder or a file (default: data_loc's)",
     )
     parser.add_argument("--out", type=Path, help="folder for open_loop.json and pictures")
     parser.add_argument("--every", type=int, default=8, help="frames between two queries (default: %(default)s)")
     parser.add_argument("--steps", type=int, help="denoising steps (default: the policy's, 20)")
+    parser.add_argument("--sampler", default="ddim", help="ddim, or dpm for few steps (default: %(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--ema", action="store_true", help="use the averaged weights")
     args = parser.parse_args(argv)
     try:
-        planner = TrajPlanner(args.ckpt, args.device, ensemble=0, use_ema=args.ema, steps=args.steps)
+        if args.every < 1:
+            raise ValueError(f"--every is {args.every}; wanted the frames between two queries, 1 or more")
+        planner = TrajPlanner(
+            args.ckpt, args.device, ensemble=0, use_ema=args.ema, steps=args.steps, sampler=args.sampler
+        )
         config: DataConfig = planner.get_config()
         dataset_class = get_dataset_class(planner.train_config.dataset_classes[0])
         recorded = dataset_class(episode_files(args.episodes), config=config, train=False)
-        paths = None if args.train_episodes is None else episode_files(args.train_episodes)
-        training = dataset_class(paths, config=config, train=False)
+        training = _training_episodes(dataset_class, args.train_episodes, config)
         if args.out is not None:
             args.out.mkdir(parents=True, exist_ok=True)
         results = evaluate(planner, recorded, mean_motion(training), args.every, args.out)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from apt.infer.frames import parse_frame
+from apt.infer.open_loop import main as open_loop
 from apt.infer.planner import TrajPlanner
 from data_utils.datasets import PickPlaceCan
 from tests.infer.helpers import frame_at
@@ -201,3 +202,17 @@ def test_averaged_weights_are_others_than_the_last_ones(checkpoint, dataset):
         planner.add_obs_frame(frame_at(dataset, 0, 3))
         plans.append(planner.get_action()[0])
     assert not np.array_equal(*plans)
+
+
+def test_open_loop_says_in_one_line_what_it_cannot_do(checkpoint, episode_dir, tmp_path, monkeypatch, capsys):
+    (tmp_path / "data_loc.yaml").write_text("default:\n")
+    monkeypatch.setenv("APT_DATA_LOC", str(tmp_path / "data_loc.yaml"))
+    common = ["--ckpt", str(checkpoint), "--episodes", str(episode_dir), "--device", "cpu"]
+    for flags, named in (
+        (["--every", "0"], "--every is 0; wanted"),
+        (["--sampler", "euler"], "'euler'"),
+        ([], "or name the episodes with --train-episodes DIR"),
+    ):
+        assert open_loop([*common, *flags]) == 2
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert said.startswith("error: ") and named in said
