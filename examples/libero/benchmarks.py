@@ -94,6 +94,14 @@ def find_benchmark(name: str) -> Benchmark:
     return BENCHMARKS[name]
 
 
+def find_category(name: str) -> str:
+    """One of :data:`CATEGORIES` by its name or its beginning, in any case. Raises ``ValueError`` for another."""
+    found = [category for category in CATEGORIES if name and category.lower().startswith(name.lower())]
+    if len(found) != 1:
+        raise ValueError(f"there is no category {name!r}; there are {', '.join(CATEGORIES)}: the first words suffice")
+    return found[0]
+
+
 def perturbation(name: str) -> Perturbation | None:
     """What the suffix of a LIBERO-plus task's name says; None where it has none.
 

@@ -23,12 +23,13 @@ from data_utils.cli import CommandLineError, parse
 from examples.errors import SimulatorError
 from examples.headless import select_gl
 from examples.libero import environment
-from examples.libero.policies import PolicyError, PolicySettings, describe_policy, recorded_episodes
+from examples.libero.benchmarks import find_category
+from examples.libero.policies import PolicyError, PolicySettings, describe_policy, inability, recorded_episodes
 from examples.libero.results import Row, SuiteResults
 from examples.libero.rollout import WAIT_STEPS
 from examples.libero.tasks import LiberoTask
 from examples.libero.workers import Episode, EpisodeRunner, Outcome, RunStopped, check_scenes, run_episodes
-from examples.libero.worklist import MAX_STEPS, SuiteWork, plan_work, suite_folder, video_file
+from examples.libero.worklist import MAX_STEPS, SuiteWork, parse_task_ids, plan_work, suite_folder, video_file
 from shm_transport import TransportError
 
 COMMAND = "examples.libero.evaluate"
@@ -61,6 +62,10 @@ class EvaluateConfig:
     """Folder of recorded episodes, for --policy replay."""
     num_trials_per_task: int | None = None
     """Episodes per task; by default the benchmark's: 50, on LIBERO-plus 1."""
+    task_ids: str = ""
+    """Tasks of every suite, with commas, ranges with a hyphen: 0,3,10-20; by default all."""
+    categories: tuple[str, ...] = ()
+    """Of LIBERO-plus, the tasks with these changes: camera, robot, language, light, background, sensor, objects."""
     begin_task_id: int = 0
     """The first task."""
     all: bool = True
@@ -103,6 +108,13 @@ class EvaluateConfig:
             value = getattr(self, name)
             if isinstance(value, int) and value < least:
                 raise ValueError(f"--{name} is {value}; it must be at least {least}")
+        parse_task_ids(self.task_ids)
+        if self.task_ids and (self.begin_task_id or not self.all):
+            raise ValueError("--task_ids names the tasks; leave out --begin_task_id and --no-all")
+        if self.categories and self.benchmark != "libero-plus":
+            raise ValueError("--categories are LIBERO-plus's; add --benchmark libero-plus")
+        for name in self.categories:
+            find_category(name)
         if (self.policy == "replay") != (self.demos is not None):
             raise ValueError("--policy replay and --demos DIR, recorded episodes, belong together")
         if self.ckpt is None:
@@ -157,16 +169,22 @@ def prepare(config: EvaluateConfig) -> Prepared:
     environment.check_assets(config.benchmark)
     policy = config.policy_settings()
     recorded = recorded_episodes(policy)
+    ids = parse_task_ids(config.task_ids)
     last = None if config.all else config.begin_task_id + 1
     work = plan_work(
         config.benchmark,
         [name for names in config.suites for name in names.split()],
-        slice(config.begin_task_id, last),
+        ids or slice(config.begin_task_id, last),
         config.num_trials_per_task,
         config.seed,
         config.max_steps,
         recorded,
+        {find_category(name) for name in config.categories},
+        lambda task: inability(policy, task),
     )
+    skipped = [why for suite in work for why in suite.skipped.values()]
+    if skipped and not any(suite.episodes for suite in work):
+        raise SimulatorError(f"none of these tasks can be run ({skipped[0]}); choose others, or other --suites")
     described = describe_policy(policy)
     if config.video or config.policy == "model":
         os.environ["MUJOCO_EGL_DEVICE_ID"] = str(config.gpu)
@@ -253,15 +271,15 @@ def evaluate(config: EvaluateConfig) -> list[tuple[str, Counter[bool]]]:
     if left_out:
         if not any(tallies.values()):
             raise SimulatorError(f"no task's scene loads ({len(left_out)} were tried); the first: {left_out[0]}")
-        what = "whose scenes do not load are left out of the results; the same command tries them again"
-        print(f"warning: {len(left_out)} tasks {what}", file=sys.stderr)
+        what = "left out of the results, since their scenes do not load"
+        print(f"warning: tasks {what}: {len(left_out)}; the same command tries them again", file=sys.stderr)
     return outcomes
 
 
 def _warnings(work: list[SuiteWork]) -> list[str]:
     skipped = [(suite.suite, task, why) for suite in work for task, why in suite.skipped.items()]
     lines = [_left_out(*told) for told in skipped]
-    return [*lines, f"warning: {len(skipped)} tasks are left out of the results"] if skipped else []
+    return [*lines, f"warning: tasks left out of the results: {len(skipped)}"] if skipped else []
 
 
 def _left_out(suite: str, task_id: int, why: str) -> str:
@@ -296,7 +314,7 @@ def run_command(
         environment.enter_libero(command)
         act(config)
     except RunStopped as error:
-        print(f"stopped: {error}\nwhat was finished is kept; the same command goes on from there", file=sys.stderr)
+        print(f"stopped: {error}\nwhat was finished is kept; {error.remedy}", file=sys.stderr)
         return 1
     except (
         CommandLineError,

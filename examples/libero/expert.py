@@ -170,14 +170,14 @@ def named_goal(task: LiberoTask, instruction: str) -> Goal:
 
 def check_goal(task: LiberoTask, goal: Goal) -> None:
     """Raises ``SimulatorError`` for a goal that takes more than picking up and putting down from above."""
-    for predicate in goal:
-        if not _can(task.problem, predicate):
-            raise SimulatorError(f"{task.suite}/{task.name}: the expert cannot do {' '.join(predicate)}; leave it out")
+    if (why := inability(task, goal)) is not None:
+        raise SimulatorError(f"{task.suite}/{task.name}: {why}; leave it out")
 
 
-def can_do(task: LiberoTask) -> bool:
-    """Whether all of a task's goal is of that kind."""
-    return all(_can(task.problem, predicate) for predicate in task.problem.goal)
+def inability(task: LiberoTask, goal: Goal) -> str | None:
+    """What of a goal takes more than that, in words; None: nothing."""
+    beyond = [predicate for predicate in goal if not _can(task.problem, predicate)]
+    return f"the expert cannot do {' '.join(beyond[0])}" if beyond else None
 
 
 def _can(problem: Problem, predicate: Predicate) -> bool:

@@ -14,6 +14,7 @@ from examples.libero.rollout import EpisodeKey, Plan, Policy
 
 if TYPE_CHECKING:
     from examples.libero.simulator import LiberoEnv
+    from examples.libero.tasks import LiberoTask
 
 
 class PolicyError(RuntimeError):
@@ -103,6 +104,15 @@ def describe_policy(settings: PolicySettings) -> dict[str, Any]:
 
         return {"name": "model", **describe_model(settings)}
     return {"name": settings.name} | ({} if settings.demos is None else {"demos": settings.demos.name})
+
+
+def inability(settings: PolicySettings, task: LiberoTask) -> str | None:
+    """Why a policy is not asked to do a task; None: it is. The expert knows what it cannot do."""
+    if settings.name != "expert":
+        return None
+    from examples.libero.expert import inability
+
+    return inability(task, task.problem.goal)
 
 
 def recorded_episodes(settings: PolicySettings) -> Mapping[str, Mapping[int, Sequence[int]]] | None:

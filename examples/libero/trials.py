@@ -13,7 +13,7 @@ import numpy as np
 from examples.errors import SimulatorError
 from examples.libero.bddl import Goal
 from examples.libero.evaluate import EvaluateConfig, Prepared, outcome_settings
-from examples.libero.expert import can_do
+from examples.libero.policies import inability
 from examples.libero.results import Row, SuiteResults, read_results
 from examples.libero.rollout import EpisodeKey, EpisodeResult, Plan, Policy, begin_at, pursue
 from examples.libero.tasks import LiberoTask
@@ -173,7 +173,8 @@ def doable(config: EvaluateConfig, tasks: Iterable[LiberoTask]) -> list[LiberoTa
 
     Raises ``SimulatorError`` where there are none.
     """
-    asked = [task for task in tasks if task.fault is None and (config.policy != "expert" or can_do(task))]
+    policy = config.policy_settings()
+    asked = [task for task in tasks if task.fault is None and inability(policy, task) is None]
     if not asked:
         raise SimulatorError(f"the {config.policy} can do none of these tasks; choose other --suites")
     return asked

@@ -27,7 +27,15 @@ ATTEMPTS = 3  # at an episode over which a process died, or lost the service
 
 
 class RunStopped(RuntimeError):
-    """The run cannot go on; the message says why. What was finished is kept."""
+    """The run cannot go on; the message says why. What was finished is kept.
+
+    Args:
+        again: whether the same command may do better.
+    """
+
+    def __init__(self, message: str, again: bool = True) -> None:
+        super().__init__(message)
+        self.remedy = "the same command goes on from there" + ("" if again else " once that is mended")
 
 
 @dataclass(frozen=True)
@@ -183,7 +191,7 @@ def run_episodes(
                     attempts[episode.key] += 1
                     name = f"{episode.task.suite} task {episode.key.task_id} episode {episode.key.episode_id}"
                     if not outcome.again or attempts[episode.key] == ATTEMPTS:
-                        raise RunStopped(f"{name}: {outcome.message}")
+                        raise RunStopped(f"{name}: {outcome.message}", outcome.again)
                     bar.write(f"{name}: {outcome.message}; it is run again", file=sys.stderr)
                     queue.put_back(episode)
                 elif outcome is not None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,33 +51,35 @@ def step_cap(suite: str, max_steps: int | str) -> int:
 def plan_work(
     benchmark: str,
     suites: Sequence[str],
-    task_ids: slice,
+    task_ids: slice | Sequence[int],
     trials: int | None,
     seed: int,
     max_steps: int | str,
     recorded: Mapping[str, Mapping[int, Sequence[int]]] | None = None,
+    categories: Collection[str] = (),
+    inability: Callable[[LiberoTask], str | None] = lambda task: None,
 ) -> list[SuiteWork]:
     """The episodes of a run, suite by suite.
 
     Args:
         benchmark: a key of ``BENCHMARKS``.
         suites: by name; none: those that are reported.
-        task_ids: which of each suite's tasks.
+        task_ids: which of each suite's tasks: a slice, or their numbers.
         trials: episodes per task; None: as many as the benchmark has, fewer where fewer initial states are stored.
         seed: of the run.
         max_steps: a number or "peers".
         recorded: suite -> task id -> episode ids, where episodes are not begun at stored initial states.
+        categories: of LIBERO-plus, what the tasks have changed; none: anything.
+        inability: why the policy is not asked to do a task, None where it is.
     Raises:
         SimulatorError: a suite or a task that is not there, more trials than a task has initial states.
     """
     found = []
     for suite in suites or find_benchmark(benchmark).suites:
         tasks = suite_tasks(suite, benchmark)
-        if not tasks[task_ids]:
-            raise SimulatorError(f"{suite} has tasks 0 to {len(tasks) - 1}; lower --begin_task_id {task_ids.start}")
         work = SuiteWork(suite, step_cap(suite, max_steps))
-        for task in tasks[task_ids]:
-            if (fault := task.fault) is not None:
+        for task in _chosen(suite, tasks, task_ids, categories):
+            if (fault := task.fault or inability(task)) is not None:
                 work.skipped[task.task_id] = fault
                 continue
             for number in _episode_ids(task, trials, recorded):
@@ -84,6 +87,37 @@ def plan_work(
                 work.episodes.append(Episode(key, task, task.language, work.max_steps))
         found.append(work)
     return found
+
+
+def parse_task_ids(text: str) -> tuple[int, ...]:
+    """Numbers from "0,3,10-20", each once, in that order. Raises ``ValueError`` for anything else."""
+    ids: dict[int, None] = {}
+    for part in text.split(",") if text else ():
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if last < first:
+            raise ValueError(f"--task_ids {text!r}: wanted numbers with commas and ranges, as 0,3,10-20")
+        ids |= dict.fromkeys(range(first, last + 1))
+    return tuple(ids)
+
+
+def _chosen(
+    suite: str, tasks: Sequence[LiberoTask], task_ids: slice | Sequence[int], categories: Collection[str]
+) -> list[LiberoTask]:
+    if isinstance(task_ids, slice):
+        if not tasks[task_ids]:
+            raise SimulatorError(f"{suite} has tasks 0 to {len(tasks) - 1}; lower --begin_task_id {task_ids.start}")
+        chosen = tasks[task_ids]
+    else:
+        if max(task_ids) >= len(tasks):
+            raise SimulatorError(f"{suite} has tasks 0 to {len(tasks) - 1}, and none {max(task_ids)}; see --task_ids")
+        chosen = [tasks[number] for number in sorted(task_ids)]
+    if not categories:
+        return list(chosen)
+    chosen = [task for task in chosen if (changed := task.perturbation) is not None and changed.category in categories]
+    if not chosen:
+        raise SimulatorError(f"none of the chosen tasks of {suite} is of the categories {', '.join(categories)}")
+    return chosen
 
 
 def video_file(root: Path, suite: str, suffix: str, model: str, key: EpisodeKey) -> Path:

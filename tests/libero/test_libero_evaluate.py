@@ -13,6 +13,7 @@ from apt.infer.planner import TrajPlanner
 from data_utils.datasets import LiberoObject, PickPlaceCan
 from examples.errors import SimulatorError
 from examples.libero import environment, worklist
+from examples.libero.benchmarks import find_category
 from examples.libero.environment import unpinned
 from examples.libero.evaluate import EvaluateConfig, main
 from examples.libero.language import LanguageConfig
@@ -20,7 +21,7 @@ from examples.libero.model_policy import ModelPolicy, _check_contract
 from examples.libero.policies import POLICIES, PolicyError, PolicySettings, RandomPolicy, make_policy
 from examples.libero.rollout import EpisodeKey, run_episode
 from examples.libero.tasks import LiberoTask
-from examples.libero.worklist import plan_work, step_cap, suite_folder, video_file
+from examples.libero.worklist import parse_task_ids, plan_work, step_cap, suite_folder, video_file
 from tests.infer.helpers import tiny_policy
 
 KEY = EpisodeKey("libero_object", 0, 0)
@@ -61,6 +62,30 @@ def test_a_run_may_begin_at_a_task_or_be_of_one_alone(four_tasks):
     assert {task for task, _ in planned(slice(1, 2))[1]} == {1}
     with pytest.raises(SimulatorError, match="has tasks 0 to 3; lower --begin_task_id 4"):
         planned(slice(4, None))
+
+
+def test_tasks_are_chosen_by_their_numbers_and_ranges(four_tasks):
+    assert parse_task_ids("0,3,1-3") == (0, 3, 1, 2) and parse_task_ids("") == ()
+    assert {task for task, _ in planned(parse_task_ids("3,0-1"))[1]} == {0, 1, 3}
+    with pytest.raises(SimulatorError, match="libero_object has tasks 0 to 3, and none 4; see --task_ids"):
+        planned((0, 4))
+    for wrong in ("3-1", "1,", "a", "-1"):
+        with pytest.raises(ValueError, match="wanted numbers with commas and ranges"):
+            parse_task_ids(wrong)
+
+
+def test_tasks_of_plus_are_chosen_by_what_was_changed(monkeypatch):
+    names = ["lift_it_light_1", "lift_it_add_1", "lift_it_view_0_0_100_2_4_initstate_0"]
+    tasks = [LiberoTask("libero_goal", number, name, Path(), "libero-plus") for number, name in enumerate(names)]
+    chosen = worklist._chosen("libero_goal", tasks, slice(0, None), {find_category("camera"), find_category("LIGHT")})
+    assert chosen == [tasks[0], tasks[2]]
+    with pytest.raises(SimulatorError, match="none of the chosen tasks of libero_goal is of the categories Sensor"):
+        worklist._chosen("libero_goal", tasks, (0, 1), {find_category("Sensor Noise")})
+
+
+def test_a_task_that_the_policy_cannot_do_is_left_out_before_anything_is_built(four_tasks):
+    work, keys = planned(trials=1, inability=lambda task: "too hard" if task.task_id == 1 else None)
+    assert keys == [(0, 0), (3, 0)] and work.skipped == {1: "too hard", 2: "no states"}
 
 
 def test_recorded_episodes_are_run_instead_of_stored_states(four_tasks):
@@ -114,6 +139,12 @@ def test_versions_that_are_not_the_pinned_ones_are_named():
         (["--policy", "replay"], "--policy replay and --demos DIR"),
         (["--policy", "random", "--max_steps", "0"], "--max_steps is 0; it must be at least 1"),
         (["--policy", "random", "--max_steps", "many"], "--max-steps"),
+        (["--policy", "random", "--task_ids", "3-1"], "--task_ids '3-1': wanted numbers with commas and ranges"),
+        (
+            ["--policy", "random", "--categories", "light"],
+            "--categories are LIBERO-plus's; add --benchmark",
+        ),
+        (["--policy", "random", "--benchmark", "libero-plus", "--categories", "l"], "there is no category 'l'"),
         (["--model_name", "x", "--ensemble", "2"], "--ensemble belongs to --ckpt"),
         (["--model_name", "x", "--ckpt", "none.pt"], "--ckpt none.pt: no such file"),
     ],
