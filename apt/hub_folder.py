@@ -62,6 +62,7 @@ def write_folder(content: dict, config: dict, folder: Path) -> None:
         (temporary / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
         (temporary / CARD_FILE).write_text(model_card(content, config), encoding="utf-8")
         for file in temporary.iterdir():
+            shutil.copymode(temporary / CONFIG_FILE, file)  # safetensors leaves its files to their owner alone
             with open(file, "rb") as opened:
                 os.fsync(opened.fileno())
         temporary.rename(folder)

@@ -57,6 +57,9 @@ def test_the_folder_is_what_the_hub_takes(run, tmp_path):
     files = {path.name for path in (tmp_path / "hub").iterdir()}
     wanted = {"action_expert.safetensors", "vlm.safetensors", "ema.safetensors", "config.json", "state.json"}
     assert files == wanted | {"README.md"}
+    (tmp_path / "plain").touch()
+    modes = {path.stat().st_mode for path in [*(tmp_path / "hub").iterdir(), tmp_path / "plain"]}
+    assert len(modes) == 1, "they are as readable as any file"
     card = (tmp_path / "hub" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: apt-vla") and "LoRA" in card and "2 iterations on PickPlaceCan" in card
     assert json.loads((tmp_path / "hub" / "config.json").read_text())["vlm_finetune_mode"] == "lora"
