@@ -17,6 +17,8 @@ One row per way to train; the ratio is in noise draws per second, against the ro
 "FLOP/s" are those that the row needs, without what gradient checkpointing computes twice, and "MFU" is their share of
 what the same machine does in square matrix products. The VLM has random weights; by default it is a quarter as wide as
 Qwen3-VL-2B beside the expert "tiny", a quarter as wide as "base", so that both take the shares that they really take.
+
+Let nothing else run on the machine meanwhile: with another process on its cores or its GPU the numbers mean nothing.
 """
 
 from __future__ import annotations
@@ -313,8 +315,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--vlm", default="qwen3-vl-2b-quarter", help=f"{', '.join(SIZES)}, a name or a folder (default: %(default)s)"
     )
     parser.add_argument("--random-vlm", action="store_true", help="random weights from the VLM's configuration alone")
-    parser.add_argument("--stride", type=int, help="VLM layer stride (default: 1 for tiny, else 3)")
-    parser.add_argument("--image-size", type=int, help="side of the images (default: 128 for tiny, else 256)")
+    parser.add_argument("--stride", type=int, help="VLM layer stride (default: 1 with --vlm tiny, else 3)")
+    parser.add_argument("--image-size", type=int, help="side of the images (default: 128 with --vlm tiny, else 256)")
     parser.add_argument("--bs", type=int, default=4)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--warmup", type=int, default=2)
