@@ -14,7 +14,6 @@ import numpy as np
 from apt.infer.frames import frame_from_episode
 from data_utils.config import DataConfig
 from data_utils.datasets import get_dataset_class
-from data_utils.errors import DataError
 from data_utils.h5io import Episode
 
 
@@ -29,7 +28,7 @@ def episode_arrays(path: Path, config: DataConfig, most: int | None = None) -> d
     Raises:
         DataError: a file that is no episode, or lacks a camera.
     """
-    with Episode(path) as episode:
+    with Episode(path, config.cameras) as episode:
         frames = [frame_from_episode(episode, index, config) for index in range(len(episode))[:most]]
     arrays = {key: np.stack([frame[key] for frame in frames]) for key in ("timestamp", "ee_pose", "gripper")}
     for camera in config.cameras:
@@ -47,8 +46,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--frames", type=int, help="write so many at most")
     args = parser.parse_args(argv)
     try:
-        arrays = episode_arrays(args.episode, get_dataset_class(args.dataset_class).config, args.frames)
-    except (DataError, ValueError) as error:
+        if args.frames is not None and args.frames < 1:
+            raise ValueError(f"--frames is {args.frames}; wanted 1 or more")
+        config = get_dataset_class(args.dataset_class).config
+        if not args.out.resolve().parent.is_dir():
+            raise ValueError(f"there is no folder {args.out.parent} for {args.out.name}; make it first")
+        arrays = episode_arrays(args.episode, config, args.frames)
+    except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     np.savez_compressed(args.out, **arrays)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -192,6 +193,22 @@ def test_eight_clients_interleaved_do_not_see_one_anothers_frames_prompts_or_noi
     for number in range(8):
         for one, other in zip(remote[number], plans(TrajPlanner.of_policy(policy, steps=STEPS), number), strict=True):
             agree(one, other)
+
+
+@pytest.mark.parametrize(
+    "out, flags, named",
+    [
+        ("frames.npz", ["--dataset-class", "PickPlaceCann"], "unknown dataset class 'PickPlaceCann'"),
+        ("frames.npz", ["--dataset-class", "AlohaPickPlace"], "head_cam.*camera is missing; the file has"),
+        ("no/frames.npz", ["--dataset-class", "PickPlaceCan"], "there is no folder .*no for frames.npz"),
+        ("frames.npz", ["--dataset-class", "PickPlaceCan", "--frames", "0"], "--frames is 0"),
+    ],
+)
+def test_frames_that_cannot_be_recorded_are_one_line(episode_dir, tmp_path, monkeypatch, capsys, out, flags, named):
+    monkeypatch.setattr("examples.record_frames.frame_from_episode", lambda *_: pytest.fail("a frame was read"))
+    assert record_frames([str(episode_dir / "ep000.h5"), str(tmp_path / out), *flags]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and re.search(f"error: .*{named}", said), said
 
 
 def test_the_client_example_moves_a_robot_without_this_library(service, ns_port, tmp_path, episode_dir):
