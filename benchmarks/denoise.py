@@ -230,6 +230,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument("--save", action="store_true", help="also write benchmarks/results/<date>_<device>_denoise.md")
     args = parser.parse_args()
+    if args.queries is not None and args.queries < 1:
+        parser.error(f"--queries is {args.queries}; wanted 1 or more")
     if args.threads:
         torch.set_num_threads(args.threads)
     device = pick_device(args.device)

@@ -190,6 +190,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--serve", choices=("shm", "pyro", "websocket"), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if not args.seconds > 0 or args.rounds < 1:
+        parser.error("--seconds wants a number above 0, --rounds 1 or more")
     if args.serve == "shm":
         serve_shm()
     elif args.serve == "pyro":
