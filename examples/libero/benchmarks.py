@@ -61,6 +61,8 @@ _PERTURBED = re.compile(
     r"(?:_view_(?P<view>-?\d+(?:_-?\d+){4})_initstate_(?P<initstate>\d+)(?:_noise_(?P<noise>\d+))?"
     r"|_(?P<light>light)_\d+|_(?P<texture>table|tb)_\d+|_(?P<layout>add_\d+|level\d+_sample\d+))$"
 )
+# Those whose scenes have textures, lights and objects that LIBERO lacks.
+OWN_ASSETS = ("Light Conditions", "Background Textures", "Objects Layout")
 _SAME_VIEW = "0_0_100_0_0"
 CATEGORIES = (
     "Camera Viewpoints",

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from examples.errors import SimulatorError
-from examples.libero import environment, tasks
+from examples.libero import check, environment, tasks
 from examples.libero.bddl import UnusableTask, read_bddl
 from examples.libero.benchmarks import BENCHMARKS, CATEGORIES, find_benchmark, perturbation
 from examples.libero.tasks import LiberoTask, find_task, read_difficulties, suite_names, suite_tasks
@@ -108,6 +108,22 @@ def test_assets_that_are_missing_are_asked_for_where_they_come_from(tmp_path, mo
         SimulatorError, match=r"libero-plus's meshes .* not at .*assets; get them \(assets\.zip of.*--plus-assets DIR$"
     ):
         environment.check_assets("libero-plus")
+
+
+def test_a_check_ends_with_how_many_suites_work_and_what_the_others_lack():
+    states = {"libero": {"libero_goal": check.WORKS}, "libero-plus": {"libero_goal": check.NEEDS_ASSETS}}
+    first, second = check.verdict(states).splitlines()
+    assert first == "2 suites: 1 work; 1 need more assets: libero-plus libero_goal"
+    assert second.startswith("libero-plus: get them (assets.zip") and second.endswith("setup.sh --plus-assets DIR")
+
+
+def test_a_check_of_plus_tries_a_task_of_libero_s_assets_and_one_of_its_own(monkeypatch):
+    names = ["lift_it_light_1", "lift_it_add_1", "lift_it_view_0_0_100_2_4_initstate_0"]
+    tasks = [LiberoTask("libero_goal", number, name, Path(), "libero-plus") for number, name in enumerate(names)]
+    monkeypatch.setattr(check, "suite_tasks", lambda suite, benchmark: tasks)
+    monkeypatch.setattr(LiberoTask, "fault", None)
+    assert check._sample("libero_goal", "libero-plus") == [tasks[2], tasks[0]]
+    assert check._sample("libero_goal", "libero") == [tasks[0]]
 
 
 def test_a_task_of_several_suites_is_found_in_the_one_that_its_folder_names(packages):
