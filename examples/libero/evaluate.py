@@ -213,7 +213,7 @@ def evaluate(config: EvaluateConfig) -> list[tuple[str, Counter[bool]]]:
             for suite in work:
                 folder = suite_folder(config.save_root, suite.suite, config.suffix)
                 settings = outcome_settings(config, suite, prepared)
-                about = {"model": config.name, "skipped_tasks": suite.skipped}
+                about = {"model": config.name, "whole_suite": suite.whole, "skipped_tasks": suite.skipped}
                 opened = SuiteResults(folder, config.name, settings, about, config.conti)
                 results[suite.suite] = stack.enter_context(opened)
         planned = {suite.suite: suite for suite in work}

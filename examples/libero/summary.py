@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import tyro
 from data_utils.cli import CommandLineError, parse
 from examples.errors import SimulatorError
 from examples.libero.benchmarks import BENCHMARKS, CATEGORIES, LIBERO_SUITES, perturbation
-from examples.libero.results import ResultsError, read_results, result_files
+from examples.libero.results import ResultsError, Row, read_results, result_files
 from examples.libero.tasks import read_difficulties
 from examples.statistics import wilson_interval
 
@@ -53,6 +53,8 @@ class SuiteRun:
     """Tasks that could not be run, as their package ships them."""
     outcomes: tuple[tuple[str, bool], ...]
     """Task's name and success of every episode."""
+    missing: str = ""
+    """How much of the suite there is, in words, where that is not all of it."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ def read_runs(paths: Sequence[Path]) -> list[SuiteRun]:
             settings,
             len(record.get("skipped_tasks", ())),
             tuple((names.get(row.task_id, ""), row.success) for row in rows.values()),
+            _missing(rows, record),
         )
         if run.benchmark not in BENCHMARKS:
             raise ResultsError(f"{file.with_suffix('.json')}: is of benchmark {run.benchmark!r}, which is not known")
@@ -102,6 +105,17 @@ def read_runs(paths: Sequence[Path]) -> list[SuiteRun]:
             files = " and ".join(str(run.file) for run in runs)
             raise ResultsError(f"{files} are of the same model and suite; give one, or another --model_name to each")
     return [runs[0] for runs in found.values()]
+
+
+def _missing(rows: Mapping[tuple[int, int], Row], record: Mapping[str, Any]) -> str:
+    """Tasks that cannot be run are no part of the whole: they are remarked by themselves."""
+    if not (whole := record.get("whole_suite")):
+        return ""  # other programs' results do not tell
+    tasks = whole["tasks"] - len(record.get("skipped_tasks", ()))
+    done = len({task for task, _ in rows})
+    if len(rows) >= tasks * whole["episodes"]:
+        return ""
+    return f"{done} of {tasks} tasks, {len(rows)} of {tasks * whole['episodes']} episodes"
 
 
 def tables(runs: Sequence[SuiteRun], difficulties: dict[tuple[str, str], int | None] | None = None) -> list[Table]:
@@ -132,7 +146,9 @@ def _suite_table(benchmark: str, reported: Sequence[str], runs: Sequence[SuiteRu
     means = [f"{MEAN} {CHANGE_TITLES[change]}" for change in changes] + [MEAN]
     table = Table(_title(benchmark), [_column(suite) for suite in suites] + means)
     for run in runs:
-        table.rows.setdefault(run.model, {})[_column(run.suite)] = _cell(run.outcomes)
+        cells = table.rows.setdefault(run.model, {})
+        if run.outcomes:
+            cells[_column(run.suite)] = _cell(run.outcomes)
     for cells in table.rows.values():
         for change in changes:
             of_change = [_column(suite) for suite in reported if _parts(suite)[1] == change]
@@ -161,7 +177,7 @@ def _category(run: SuiteRun, task: str) -> str:
 
 
 def _cell(outcomes: Sequence[tuple[str, bool]]) -> Cell:
-    return Cell(sum(success for _, success in outcomes) / max(1, len(outcomes)), len(outcomes))
+    return Cell(sum(success for _, success in outcomes) / len(outcomes), len(outcomes))
 
 
 def _add_mean(cells: dict[str, Cell], name: str, columns: list[str]) -> None:
@@ -249,7 +265,7 @@ def write_csv(path: Path, made: Iterable[Table]) -> None:
 
 
 def remarks(runs: Sequence[SuiteRun]) -> list[str]:
-    """What a reader of the tables must know: settings that differ, tasks left out, assets that are not LIBERO's."""
+    """What a reader of the tables must know: settings that differ, partial results, tasks left out, other assets."""
     notes = []
     for benchmark in BENCHMARKS:
         of_benchmark = [run for run in runs if run.benchmark == benchmark]
@@ -266,6 +282,8 @@ def remarks(runs: Sequence[SuiteRun]) -> list[str]:
     if labels:
         notes.append(f"meshes and textures are not LIBERO's own: {', '.join(labels)}")
     for run in runs:
+        if run.missing:
+            notes.append(f"{run.model}, {_title(run.benchmark)} {run.suite}: partial, {run.missing}")
         if run.skipped:
             notes.append(f"{run.model}, {run.suite}: {run.skipped} tasks that cannot be run are left out")
     return notes

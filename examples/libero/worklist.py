@@ -30,6 +30,8 @@ class SuiteWork:
 
     suite: str
     max_steps: int
+    whole: dict[str, int] = field(default_factory=dict)
+    """What the whole suite has: ``tasks``, and ``episodes`` per task, as the benchmark reports them."""
     episodes: list[Episode] = field(default_factory=list)
     skipped: dict[int, str] = field(default_factory=dict)
     """Task id -> why the task is not run: as its package ships it, or with the assets that are there, it cannot be."""
@@ -77,7 +79,9 @@ def plan_work(
     found = []
     for suite in suites or find_benchmark(benchmark).suites:
         tasks = suite_tasks(suite, benchmark)
-        work = SuiteWork(suite, step_cap(suite, max_steps))
+        work = SuiteWork(
+            suite, step_cap(suite, max_steps), {"tasks": len(tasks), "episodes": find_benchmark(benchmark).trials}
+        )
         for task in _chosen(suite, tasks, task_ids, categories):
             if (fault := task.fault or inability(task)) is not None:
                 work.skipped[task.task_id] = fault

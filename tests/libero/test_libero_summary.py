@@ -45,6 +45,24 @@ def test_a_mean_needs_every_suite(tmp_path):
     assert set(table.rows["apt"]) == {"Object"}
 
 
+def test_results_of_a_part_say_so_and_a_suite_without_episodes_is_blank(tmp_path):
+    about = {"model": "apt", "whole_suite": {"tasks": 11, "episodes": 50}, "skipped_tasks": {"10": "no states"}}
+    for suite, keys in {"libero_goal": [(0, 0), (0, 1), (1, 0)], "libero_10": []}.items():
+        settings = {"benchmark": "libero", "suite": suite}
+        with SuiteResults(tmp_path / suite, "apt", settings, about) as results:
+            results.write()
+            for key in keys:
+                results.add(Row(*key, True, "do"), task="task")
+    runs = read_runs([tmp_path])
+    (table,) = tables(runs)
+    assert set(table.rows["apt"]) == {"Goal"}
+    assert {run.suite: run.missing for run in runs} == {
+        "libero_goal": "2 of 10 tasks, 3 of 500 episodes",
+        "libero_10": "0 of 10 tasks, 0 of 500 episodes",
+    }
+    assert "apt, LIBERO libero_goal: partial, 2 of 10 tasks, 3 of 500 episodes" in remarks(runs)
+
+
 def test_pro_s_table_has_positions_and_tasks_of_every_suite_as_in_the_paper(tmp_path):
     for suite in BENCHMARKS["libero-pro"].suites:
         write_results(tmp_path, suite, [suite.endswith("swap"), False], benchmark="libero-pro")
