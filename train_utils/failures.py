@@ -20,6 +20,7 @@ from apt.checkpoint import DiskFullError
 from train_utils import resume_command
 
 MISTAKE, FAILED, LOST_PEER = 2, 1, 3  # exit codes; 2: something that the user can put right before a run
+TOLD = 128 + signal.SIGTERM  # of a launcher whose processes were told to stop where there was nothing to save
 NODE_TIMEOUT = 60.0  # seconds of silence after which another machine counts as gone, unless told otherwise
 _PR_SET_PDEATHSIG = 1
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"

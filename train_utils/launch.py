@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import re
@@ -21,7 +22,7 @@ from data_utils.data_loc import locate
 from data_utils.errors import DataError
 from train_utils import resume_command
 from train_utils.deepspeed_settings import check_deepspeed, deepspeed_settings
-from train_utils.failures import FAILED, MISTAKE, NODE_TIMEOUT
+from train_utils.failures import FAILED, MISTAKE, NODE_TIMEOUT, TOLD
 from train_utils.plan import describe_plan
 from train_utils.run_dir import check_run_dir
 
@@ -201,10 +202,12 @@ def _upstream(args: argparse.Namespace, stages: list[Stage], fields: list[str], 
 
 
 def run_stage(args: argparse.Namespace, stage: Stage, continued: str) -> int:
-    """Run one stage to its end; returns its exit code. SIGTERM and SIGINT reach the workers, which save and stop.
+    """Run one stage to its end. SIGTERM and SIGINT reach the workers, which save and stop.
 
     Args:
         continued: the command line that would resume it.
+    Returns:
+        Its exit code, ``TOLD`` where it was told to stop before the loop in which it saves.
     """
     environment = dict(os.environ)
     workers = _workers(args, stage)
@@ -222,22 +225,31 @@ def run_stage(args: argparse.Namespace, stage: Stage, continued: str) -> int:
     command += ["-m", "apt.train", *stage.argv]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), environment.get("PYTHONPATH")]))
     environment[resume_command.VARIABLE] = continued
-    # A session of its own: a Ctrl-C in the terminal comes here first, and workers are told once.
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    process: subprocess.Popen | None = None
     told = 0.0
 
     def stop(number: int, _frame) -> None:
         nonlocal told
-        if told and number == signal.SIGINT and time.monotonic() - told > 1:  # Ctrl-C again: now
-            process.send_signal(signal.SIGQUIT)
-            return
-        told = told or time.monotonic()
-        process.send_signal(signal.SIGTERM)
+        number = signal.Signals(number)
+        again = told and number == signal.SIGINT and time.monotonic() - told > 1
+        if process is not None:
+            process.send_signal(signal.SIGQUIT if again else signal.SIGTERM)
+        if not told:
+            told = time.monotonic()
+            ctrl_c = number == signal.SIGINT
+            what = "Ctrl-C (SIGINT): stopping; again: without saving" if ctrl_c else f"{number.name}: stopping"
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                os.write(1, f"{what}\n".encode())  # not print, which may be what the signal has interrupted
 
     handled = [n for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
     previous = {number: signal.signal(number, stop) for number in handled}
     try:
-        return process.wait()
+        # A session of its own: a Ctrl-C in the terminal comes here first, and workers are told once.
+        process = subprocess.Popen(command, env=environment, start_new_session=True)
+        if told:  # before there was a process to tell
+            process.send_signal(signal.SIGTERM)
+        code = process.wait()
+        return TOLD if told and code == -signal.SIGTERM else code
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -272,10 +284,14 @@ def main(argv: list[str] | None = None) -> int:
         code = run_stage(args, stage, _continued(command, rest, stages, stage, saved=True))
         if code:
             saved = latest.exists()
-            if code != MISTAKE or (saved and latest.stat().st_mtime != before):
+            saved_now = saved and latest.stat().st_mtime != before
+            again = f"{'resume' if saved else 'start again'} with: {_continued(command, rest, stages, stage, saved)}"
+            if code == TOLD:
+                when = "" if saved_now else " before the first step"
+                print(f"[stage {stage.config.train_stage}] stopped{when}; {again}")
+                return 0
+            if code != MISTAKE or saved_now:
                 ended = f"ended with exit code {code}" if code > 0 else f"was ended by {signal.Signals(-code).name}"
-                again = f"{'resume' if saved else 'start again'} with: "
-                again += _continued(command, rest, stages, stage, saved)
                 print(f"error: stage {stage.config.train_stage} {ended}; {again}", file=sys.stderr)
             return code if code > 0 else FAILED
         if stage is not stages[-1]:

@@ -60,6 +60,12 @@ def ranks_of(process: subprocess.Popen) -> dict[int, int]:
     return found
 
 
+def launched(process: subprocess.Popen) -> bool:
+    """Whether ``process`` has started the one that starts the ranks."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return any(b"train_utils.ranks" in Path(f"/proc/{child}/cmdline").read_bytes() for child in children)
+
+
 def descends(pid: int, ancestor: int) -> bool:
     while pid not in (0, ancestor):
         pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])

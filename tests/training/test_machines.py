@@ -62,11 +62,14 @@ def test_a_port_in_use_is_one_line(tmp_path, data_loc):
 
 
 @pytest.mark.slow
-def test_two_runs_of_several_processes_share_a_machine(tmp_path, data_loc):
+def test_two_runs_of_several_processes_share_a_machine_and_leave_no_temporary_files(tmp_path, data_loc, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     runs = [start_script(tmp_path, data_loc, "--stage", 0, "--va-name", f"va{i}", "--max-iter", 9) for i in range(2)]
     for run in runs:
         out, err = run.communicate(timeout=120)
         assert run.returncode == 0 and "2 x cpu" in out and "done:" in out, err
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def two_machines(folder: Path, data_loc: Path) -> list:

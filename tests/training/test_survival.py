@@ -16,7 +16,7 @@ import torch
 from apt.checkpoint import DiskFullError, load_checkpoint, save_checkpoint
 from data_utils.h5io import seal
 from tests.training.helpers import REPOSITORY, losses, start_training, train
-from tests.training.processes import printed_command, ranks_of, run_printed, start_script, wait_for
+from tests.training.processes import launched, printed_command, ranks_of, run_printed, start_script, wait_for
 
 
 @pytest.mark.slow
@@ -36,6 +36,27 @@ def test_two_ranks_that_are_told_to_stop_save_and_the_printed_line_goes_on(tmp_p
     again = run_printed(command, "--max-iter", str(saved + 2))
     assert again.returncode == 0, again.stderr
     assert f"resume: va at iteration {saved}" in again.stdout and again.stdout.count("done:") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number, ranks", [(signal.SIGTERM, 0), (signal.SIGINT, 2)])
+def test_a_run_that_is_told_to_stop_before_its_first_step_ends_and_says_how_to_start_it(
+    tmp_path, data_loc, number, ranks
+):
+    process = start_script(tmp_path, data_loc, "--stage", "0", "--va-name", "va", "--max-iter", "1")
+    deadline = time.monotonic() + 60
+    while len(ranks_of(process)) < ranks or not launched(process):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0 and not err, err
+    told = "Ctrl-C (SIGINT): stopping; again: without saving" if number == signal.SIGINT else "SIGTERM: stopping"
+    assert told in out.splitlines()
+    assert "[stage 0] stopped before the first step; start again with: APT_DATA_LOC=" in out
+    assert not (tmp_path / "a b/ckpt/va/ckpt_latest.pt").exists()
+    again = run_printed(printed_command(out))
+    assert again.returncode == 0 and "done:" in again.stdout, again.stderr
 
 
 @pytest.mark.slow
