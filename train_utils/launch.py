@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import difflib
 import os
 import re
 import signal
@@ -61,7 +62,7 @@ def build_parser(command: str) -> argparse.ArgumentParser:
     add("--ds-zero", choices=("2", "3"), help="under deepspeed, shard optimizer state (2) or parameters too (3)")
     add("--gpus", help="GPU indices, e.g. 0,1,2,3; or cpu, for two processes cpu,cpu (default: all GPUs, else the CPU)")
     add("--stage", choices=("0", "1", "both"), default="1" if finetune else "both", help="default: %(default)s")
-    add("--config", required=True, help=f"preset of apt/configs.py: {', '.join(sorted(CONFIGS))}")
+    add("--config", help=f"preset of apt/configs.py: {', '.join(sorted(CONFIGS))}")
     add("--va-name", help="name of the stage-0 run (default: CONFIG_va)")
     add("--vla-name", help="name of the stage-1 run (default: CONFIG_vla)")
     add("--va-conti", metavar="NAME", help="resume this stage-0 run")
@@ -105,6 +106,12 @@ def plan(command: str, argv: list[str]) -> tuple[argparse.Namespace, list[Stage]
         CommandLineError, ConfigError, CheckpointError, DataError: one line each.
     """
     args, fields = build_parser(command).parse_known_args(argv)
+    if args.config is None:
+        unknown = [argument.split("=")[0] for argument in fields if argument.startswith("--")]
+        meant = [flag for flag in unknown if difflib.get_close_matches(flag, ["--config"])]
+        raise CommandLineError(
+            f"unknown flag {meant[0]}; did you mean --config?" if meant else "--config is missing; --help lists presets"
+        )
     if not 0 <= args.node_rank < args.nnodes:
         raise CommandLineError(f"--node-rank is {args.node_rank}; with --nnodes {args.nnodes}, wanted 0 to nnodes - 1")
     if args.port is not None and not 0 < args.port < 65536:

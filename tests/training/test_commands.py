@@ -88,6 +88,8 @@ def test_a_failing_stage_0_never_starts_stage_1(tmp_path, data_loc, episode_dir)
         (("--config", "debug", "--max_lr", "fast"), ("max-lr", "fast")),
         (("--config", "debug", "--bs", "many"), ("--bs", "many")),
         (("--config", "debug", "--stage", 3), ("--stage",)),
+        (("--confg", "debug"), ("--confg", "did you mean --config?")),
+        (("--stage", 0), ("--config is missing",)),
         (("--config", "deebug"), ("deebug", "debug", "pretrain")),
         (("--config", "debug", "--model", "huge"), ("huge", "base")),
         (("--config", "debug", "--dataset_classes", "Nope"), ("Nope", "PickPlaceCan")),
