@@ -107,8 +107,8 @@ class NameServer:
             text = " ".join(str(part) for part in answer.get("args", ())) if isinstance(answer, dict) else str(answer)
             if "unknown name" in text:
                 raise UnknownName(
-                    f"the name server at {self} knows no {arguments[0]!r}; start the service, or ask "
-                    f"pyro4-nsc -p {self.port} list for the names there are"
+                    f"the name server at {self} knows no {arguments[0]!r}; start the service, or wait until "
+                    f"it prints ready; for the names there are, ask pyro4-nsc -p {self.port} list"
                 )
             raise TransportError(f"the name server at {self} refuses {method}: {text[:500]}")
         return answer

@@ -155,7 +155,7 @@ def test_a_closed_client_says_so(service, ns_port):
 
 
 def test_an_unknown_name_and_a_missing_name_server_say_what_to_do(ns_port):
-    with pytest.raises(UnknownName, match="knows no 'nobody'; start the service"):
+    with pytest.raises(UnknownName, match="knows no 'nobody'; start the service, or wait until it prints ready"):
         get_shm_proxy("nobody", ns_port=ns_port)
     with pytest.raises(TransportError, match="pyro4-ns -p 1,"):
         get_shm_proxy("apt_control", ns_port=1)
