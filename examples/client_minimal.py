@@ -16,7 +16,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where shm_transport lies, if it is not installed
 
-from shm_transport import TransportError, get_shm_proxy
+from shm_transport import SessionLost, TransportError, get_shm_proxy
 
 
 class RecordedRobot:
@@ -56,13 +56,22 @@ def control(policy, robot, prompt, steps, seconds, units, query_every):
     with ThreadPoolExecutor(1) as background:
         for step in range(steps):
             if query is None and step % query_every == 0:
-                query = background.submit(policy.run_inference, robot.observe())
+                query = background.submit(ask, policy, robot.observe(), prompt)
             if query is not None and (chunk is None or query.done()):  # the first chunk is waited for
                 chunk, query = query.result(), None
                 ms = {stage: round(1e3 * s, 1) for stage, s in policy.last_timing.items()}
                 print(f"step {step}: chunk for t = {chunk['times'][0]:.3f} to {chunk['times'][-1]:.3f}; ms: {ms}")
             robot.execute(*pose_at(chunk, robot.now + units))
             robot.wait(seconds, units)
+
+
+def ask(policy, frame, prompt):
+    """A chunk; where the session was lost (the service was restarted, or too slow), the next one is told the prompt."""
+    try:
+        return policy.run_inference(frame)
+    except SessionLost as error:
+        print(f"going on in a new session: {error}")
+        return policy.run_inference(frame, prompt)
 
 
 def pose_at(chunk, when):
@@ -89,12 +98,14 @@ def main():
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--query_every", type=int, default=8, help="control steps between two queries")
     args = parser.parse_args()
-    robot = RecordedRobot(args.frames)
     try:
+        robot = RecordedRobot(args.frames)
         with get_shm_proxy(args.uri, ns_host=args.ns_host, ns_port=args.ns_port, timeout=30.0) as policy:
             control(policy, robot, args.prompt, args.steps, 1 / args.rate, args.units, args.query_every)
-    except (TransportError, ValueError) as error:
+    except (TransportError, ValueError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped")
     print(f"{len(robot.executed)} control steps; last position {robot.executed[-1][1][0, :3, 3].round(3).tolist()}")
 
 
