@@ -107,7 +107,13 @@ def serve(config: ServiceConfig) -> int:
 
         check_compile_mode(config.compile, pick_device(config.device))
         Diffusion().schedule(config.steps, config.sampler)
-        server = ShmServer(lambda: service.session(), config.host, config.port, grace_s=_FINISH_S)
+        try:
+            server = ShmServer(lambda: service.session(), config.host, config.port, grace_s=_FINISH_S)
+        except OSError as error:
+            raise CommandLineError(
+                f"cannot listen at {config.host}:{config.port} ({error}); --port wants a free one (0: any), --host a "
+                "name or address of this machine"
+            ) from error
         with ThreadPoolExecutor(1) as background:
             digest = background.submit(checkpoint_sha256, config.ckpt)
             print(f"loading {config.ckpt}", flush=True)
@@ -154,6 +160,8 @@ def _check_arguments(config: ServiceConfig) -> None:
         raise CommandLineError("--ckpt is missing: a run's ckpt_latest.pt or an exported folder")
     if not config.ckpt.exists():
         raise CommandLineError(f"--ckpt: there is no {config.ckpt}; check the path, or train one (scripts/train.sh)")
+    if config.ckpt.is_dir() and (config.ckpt / "ckpt_latest.pt").is_file():
+        raise CommandLineError(f"--ckpt: {config.ckpt} is a run's folder; name {config.ckpt / 'ckpt_latest.pt'}")
     for flag, port in (("--port", config.port), ("--ns_port", config.ns_port)):
         if not 0 <= port < 1 << 16:
             raise CommandLineError(f"{flag} is {port}; wanted 0 to 65535")

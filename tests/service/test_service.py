@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ import pytest
 from apt.infer.planner import TrajPlanner
 from apt.infer.remote_service import main as remote_service
 from data_utils.datasets import AlohaPickPlace
+from examples import client_minimal
 from examples.record_frames import main as record_frames
-from shm_transport import RemoteError, connection_info
+from shm_transport import RemoteError, SessionLost, connection_info
+from shm_transport.names import NameServer
 from tests.infer.helpers import frame_at
 from tests.service.helpers import PROMPT, STEPS, connect
 from tests.transport.conftest import ROOT
@@ -195,6 +198,26 @@ def test_eight_clients_interleaved_do_not_see_one_anothers_frames_prompts_or_noi
             agree(one, other)
 
 
+def test_the_client_example_sets_the_prompt_again_where_its_session_was_lost():
+    told = []
+
+    def run_inference(frame, prompt=None):
+        told.append(prompt)
+        if prompt is None:
+            raise SessionLost("the service was restarted")
+        return "chunk"
+
+    assert client_minimal.ask(SimpleNamespace(run_inference=run_inference), {}, PROMPT) == "chunk"
+    assert told == [None, PROMPT]
+
+
+def test_the_client_example_says_in_one_line_that_there_are_no_frames(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["client_minimal", "--frames", str(tmp_path / "no.npz"), "--prompt", PROMPT])
+    with pytest.raises(SystemExit, match="FileNotFoundError: .*no.npz") as ended:
+        client_minimal.main()
+    assert "\n" not in ended.value.code
+
+
 @pytest.mark.parametrize(
     "out, flags, named",
     [
@@ -256,6 +279,9 @@ def test_the_status_of_a_service_that_is_not_there_says_what_to_do(ns_port, caps
     [
         ([], "--ckpt is missing"),
         (["--ckpt", "/nowhere/ckpt.pt"], "there is no /nowhere/ckpt.pt"),
+        (["--ckpt", "RUN"], "is a run's folder; name .*ckpt_latest.pt"),
+        (["--ckpt", "CKPT", "--port", "TAKEN"], r"cannot listen at localhost:\d+ .*--port wants a free one"),
+        (["--ckpt", "CKPT", "--host", "192.0.2.1"], "cannot listen at 192.0.2.1:0 .*--host a name or address of this"),
         (["--ckpt", "CKPT", "--port", "70000"], "--port is 70000"),
         (["--ckpt", "CKPT", "--ensemble", "-1"], "--ensemble is -1"),
         (["--ckpt", "CKPT", "--sampler", "euler"], "euler"),
@@ -270,12 +296,14 @@ def test_the_status_of_a_service_that_is_not_there_says_what_to_do(ns_port, caps
 def test_what_is_wrong_with_the_command_is_said_in_one_line_before_the_model_is_loaded(
     service, checkpoint, ns_port, capsys, arguments, said
 ):
-    arguments = [str(checkpoint) if argument == "CKPT" else argument for argument in arguments]
+    taken = NameServer("localhost", ns_port).lookup("apt_control").port
+    values = {"CKPT": str(checkpoint), "RUN": str(checkpoint.parent), "TAKEN": str(taken)}
+    arguments = [values.get(argument, argument) for argument in arguments]
     if "--ns_port" not in arguments:
         arguments += ["--ns_port", str(ns_port)]
     if "--uri" not in arguments:
         arguments += ["--uri", "another"]
     assert remote_service(arguments) == 2
     told = capsys.readouterr()
-    assert told.err.startswith("error: ") and told.err.count("\n") == 1 and said in told.err
+    assert told.err.startswith("error: ") and told.err.count("\n") == 1 and re.search(said, told.err)
     assert "loading" not in told.out
