@@ -111,7 +111,12 @@ class Summary:
 
 
 def run(
-    converter: Converter, out: Path, workers: int, settings: Mapping[str, object], copy_videos: bool = False
+    converter: Converter,
+    out: Path,
+    workers: int,
+    settings: Mapping[str, object],
+    copy_videos: bool = False,
+    done: str = "converted",
 ) -> Summary:
     """Convert every episode of a source that ``out`` does not hold yet.
 
@@ -125,6 +130,7 @@ def run(
         settings: what the episodes depend on (JSON-able); must be those that ``out`` was begun with, once it holds
             an episode.
         copy_videos: link or copy the videos that episodes refer to into ``out/videos``.
+        done: what the progress line calls an episode that was written.
     Raises:
         DataError: no such source, ``out`` belongs to other settings or to a conversion that is running.
     """
@@ -151,7 +157,7 @@ def run(
         summary.already_there = len(jobs) - len(todo)
         write_record(out, settings, summary, "running")
         try:
-            _convert_all(_Task(converter, out, copy_videos), todo, min(workers, len(todo)), summary)
+            _convert_all(_Task(converter, out, copy_videos), todo, min(workers, len(todo)), summary, done)
         except KeyboardInterrupt:
             summary.interrupted = True
         _remove_temporaries(out)  # of workers that were killed
@@ -213,7 +219,7 @@ def _remove_temporaries(out: Path) -> None:
 # -- the parent's side --------------------------------------------------------------------------------------------
 
 
-def _convert_all(task: _Task, jobs: list[Job], count: int, summary: Summary) -> None:
+def _convert_all(task: _Task, jobs: list[Job], count: int, summary: Summary, done: str) -> None:
     pending = deque(jobs)
     pool: list[WorkerProcess] = []
     # On a terminal a moving bar, in a log file a line now and then.
@@ -233,12 +239,12 @@ def _convert_all(task: _Task, jobs: list[Job], count: int, summary: Summary) -> 
                         raise RuntimeError(what) from None
                     pool.remove(worker)
                     lost = Failure(finished.name, WORKER_DIED, f"the worker process {death} while converting it")
-                    _account(finished, lost, summary, bar)
+                    _account(finished, lost, summary, bar, done)
                     if pending:
                         pool.append(WorkerProcess(task))
                     continue
                 if finished is not None:
-                    _account(finished, outcome, summary, bar)
+                    _account(finished, outcome, summary, bar, done)
                 if pending:
                     worker.give(pending.popleft())
                 else:
@@ -250,7 +256,7 @@ def _convert_all(task: _Task, jobs: list[Job], count: int, summary: Summary) -> 
             worker.kill()
 
 
-def _account(job: Job, outcome: _Converted | Skipped | Failure, summary: Summary, bar: tqdm) -> None:
+def _account(job: Job, outcome: _Converted | Skipped | Failure, summary: Summary, bar: tqdm, done: str) -> None:
     if isinstance(outcome, _Converted):
         summary.converted += 1
         summary.refused |= outcome.refused
@@ -260,7 +266,7 @@ def _account(job: Job, outcome: _Converted | Skipped | Failure, summary: Summary
         summary.failed.append(outcome)
         bar.write(f"{job.name}: {outcome.message}", file=sys.stderr)
     bar.update()
-    bar.set_postfix(converted=summary.converted, skipped=len(summary.skipped), failed=len(summary.failed))
+    bar.set_postfix({done: summary.converted, "skipped": len(summary.skipped), "failed": len(summary.failed)})
 
 
 # -- the worker's side --------------------------------------------------------------------------------------------

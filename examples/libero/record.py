@@ -170,11 +170,14 @@ def record(config: RecordConfig) -> int:
     # More episodes or other tasks may join a folder; what they depend on must be the same.
     settings = {key: asdict(config)[key] for key in ("benchmark", "seed", "noise", "image_size")}
     settings |= {"format": "libero expert", "versions": environment.versions(config.benchmark)}
-    summary = run(LiberoRecorder(config, tasks), config.out, config.workers, settings)
+    summary = run(LiberoRecorder(config, tasks), config.out, config.workers, settings, done="recorded")
     tried = summary.converted + len(summary.skipped)
     print(f"{summary.converted} of {tried} episodes recorded, {summary.already_there} were there already: {config.out}")
     for failure in summary.failed:
         print(f"{failure.episode}: {failure.message}", file=sys.stderr)
+    if summary.interrupted:
+        missing = summary.episodes - summary.already_there - tried - len(summary.failed)
+        print(f"interrupted; the same command goes on with the {missing} that are missing", file=sys.stderr)
     return 130 if summary.interrupted else 1 if summary.failed else 0
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from data_utils.cli import CommandLineError
 from data_utils.convert.libero import BENCHMARK_ATTR, FIXTURES_ATTR, STATE_ATTR, TASK_ATTR
+from data_utils.convert.runner import Summary
 from data_utils.errors import DataError
 from data_utils.h5io import CameraData, EpisodeData, seal, write_episode
 from examples.disturbance import Disturbance
@@ -66,6 +67,15 @@ def test_mistakes_are_one_line(capsys):
     assert main(["--suite", "libero_goal", "--out", "x", "--episodes", "0"]) == 2
     assert main(["--suit", "libero_goal"]) == 2
     assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_a_recording_that_was_stopped_says_what_is_missing(tasks, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(record.environment, "check_assets", lambda benchmark: None)
+    monkeypatch.setattr(record.environment, "versions", lambda benchmark: {})
+    stopped = Summary(10, already_there=2, converted=3, skipped={"a": "the expert failed"}, interrupted=True)
+    monkeypatch.setattr(record, "run", lambda *_, **__: stopped)
+    assert record.record(RecordConfig("libero_goal", tmp_path)) == 130
+    assert "interrupted; the same command goes on with the 4 that are missing" in capsys.readouterr().err
 
 
 def test_pushes_leave_the_desired_pose_and_end():
