@@ -167,8 +167,8 @@ class ShmProxy:
             sock = wire.connect(location.host, location.port, max(deadline - time.monotonic(), 0.001))
         except OSError as error:
             raise TransportError(
-                f"the service {self._name!r} does not answer at {location} ({error}); it may have ended without "
-                "removing its name: start it again"
+                f"the service {self._name!r} does not answer at {location} ({error}); it may be loading again, or have "
+                f"ended without removing its name: then start it again. {wire.TLS_HINT}"
             ) from None
         channel = Channel(wire.Stream(sock, self._timeout), wire.MAX_MESSAGE_BYTES)
         probe = Probe() if self._may_share else None
@@ -187,15 +187,18 @@ class ShmProxy:
         except wire.TimedOut:
             channel.close()
             raise TransportError(
-                f"{location} accepts connections but gives no answer; is the service suspended?"
+                f"{location} accepts connections but gives no answer; is the service suspended? {wire.TLS_HINT}"
             ) from None
         except wire.PeerGone as error:
             channel.close()
-            raise TransportError(f"{location} broke off the handshake ({error}); is the service ending?") from None
+            raise TransportError(
+                f"{location} broke off the handshake ({error}); is the service ending? {wire.TLS_HINT}"
+            ) from None
         except MalformedMessage as error:
             channel.close()
             raise TransportError(
-                f"what listens at {location} speaks another protocol ({error}); is {self._name!r} the right name?"
+                f"what listens at {location} speaks another protocol ({error}); is {self._name!r} the right "
+                f"name? {wire.TLS_HINT}"
             ) from None
         except BaseException:
             channel.close()

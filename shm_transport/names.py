@@ -97,7 +97,7 @@ class NameServer:
             reason = "no answer in time" if isinstance(error, (wire.TimedOut, socket.timeout)) else str(error)
             raise NoNameServer(
                 f"no name server at {self} ({reason}); start one with: pyro4-ns -p {self.port}, or give the host and "
-                "port of the one that runs"
+                f"port of the one that runs. {wire.TLS_HINT}"
             ) from None
         try:
             answer = wire.read_literal(frame)

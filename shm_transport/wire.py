@@ -57,6 +57,10 @@ class Frame(NamedTuple):
     data: Any
 
 
+#: ends what is said of a peer that breaks off or does not make itself understood
+TLS_HINT = "(Or only one side uses TLS: PYRO_SSL must be the same on both)"
+
+
 def connect(host: str, port: int, timeout: float) -> socket.socket:
     """A connected TCP socket (with TLS if Pyro4 is configured for it). Raises OSError."""
     sock = socket.create_connection((host, port), timeout=timeout)

@@ -350,7 +350,7 @@ print("encrypted")
     with running_service(env=at_service) as service:
         with running("-c", client, service.uri, env=at_client) as process:
             assert process.popen.communicate(timeout=30)[0].endswith("encrypted\n")
-        with pytest.raises(TransportError):
+        with pytest.raises(TransportError, match="only one side uses TLS: PYRO_SSL"):
             get_shm_proxy(service.uri, timeout=5.0)  # without TLS
 
 
