@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a network; without this, a missing model is asked for
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while they wait slow the other processes of a test
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads slow the other processes of a test
 
 import pytest
 import torch
