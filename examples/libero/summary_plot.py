@@ -14,6 +14,8 @@ from examples.libero.summary import MEAN, Table
 
 COLORS = ("#3b6fb6", "#e08a3c", "#4d9d6a", "#b6547a", "#7a68b3", "#8a8f98", "#c2a83e", "#4aa6b5")
 INK, FAINT = "#22262c", "#d9dce1"
+FONT = 9  # points, of all text but the panels' titles
+STUB = 1.0  # %, height of the bar of a rate of 0, which shows whose it is
 GROUP = 0.8  # of the room between two columns that their bars take
 PANEL_HEIGHT, COLUMN_WIDTH, MARGIN_WIDTH = 2.9, 1.25, 1.2  # inches
 
@@ -26,6 +28,7 @@ def plot(tables: Sequence[Table], path: Path) -> None:
     bars = max(1.0, len(models) / 3)  # more models need wider columns
     width = MARGIN_WIDTH + max(len(columns) for columns in shown) * COLUMN_WIDTH * bars
     figure = Figure(figsize=(max(6.0, width), PANEL_HEIGHT * len(tables) + 0.5), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.12)  # inches
     FigureCanvasAgg(figure)
     panels = figure.subplots(len(tables), squeeze=False)[:, 0]
     for panel, table, columns in zip(panels, tables, shown, strict=True):
@@ -33,7 +36,12 @@ def plot(tables: Sequence[Table], path: Path) -> None:
         panel.set_xlim(-0.6, max(len(columns) for columns in shown) - 0.4)  # bars of one width in all panels
     handles = [panels[0].bar([0], [0], color=color, label=model) for model, color in color_of.items()]
     figure.legend(
-        handles=handles, labels=list(color_of), loc="outside upper left", ncols=len(models), frameon=False, fontsize=10
+        handles=handles,
+        labels=list(color_of),
+        loc="outside upper left",
+        ncols=len(models),
+        frameon=False,
+        fontsize=FONT,
     )
     figure.savefig(path, dpi=150, facecolor="white")
 
@@ -52,16 +60,16 @@ def _draw(panel: Axes, table: Table, columns: list[str], color_of: dict[str, str
             x = place - GROUP / 2 + (number + 0.5) * width
             low, high = (100 * end for end in cell.interval)
             rate = 100 * cell.rate
-            panel.bar(x, rate, 0.92 * width, color=color if column.startswith(MEAN) else _lighter(color))
+            panel.bar(x, max(rate, STUB), 0.92 * width, color=color if column.startswith(MEAN) else _lighter(color))
             panel.plot([x, x], [low, high], color=INK, linewidth=1.0)
-            panel.text(x, max(rate, high) + 2, f"{rate:.0f}", ha="center", va="bottom", fontsize=8, color=INK)
+            panel.text(x, max(rate, high) + 2, f"{rate:.0f}", ha="center", va="bottom", fontsize=FONT, color=INK)
     panel.set_title(table.title, loc="left", fontsize=11, fontweight="bold", color=INK)
-    panel.set_ylabel("success (%)", fontsize=9, color=INK)
+    panel.set_ylabel("success (%)", fontsize=FONT, color=INK)
     panel.set_ylim(0, 116)
     panel.set_yticks([0, 25, 50, 75, 100])
-    panel.set_xticks(range(len(columns)), [column.replace(" ", "\n", 1) for column in columns], fontsize=9)
+    panel.set_xticks(range(len(columns)), [column.replace(" ", "\n", 1) for column in columns], fontsize=FONT)
     panel.hlines([25, 50, 75, 100], -0.55, len(columns) - 0.45, color=FAINT, linewidth=0.7, zorder=0)
-    panel.tick_params(length=0, labelcolor=INK)
+    panel.tick_params(length=0, labelcolor=INK, labelsize=FONT)
     for side in ("top", "right", "left"):
         panel.spines[side].set_visible(False)
     panel.spines["bottom"].set_color(FAINT)
