@@ -10,6 +10,7 @@ in which they were asked. docs/inference.md shows both sides.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import signal
@@ -201,4 +202,6 @@ def _report(service, every: float, ended: threading.Event) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    gc.freeze()  # the interpreter would look through all of torch for cycles as it ends, for seconds
+    sys.exit(code)
