@@ -64,6 +64,7 @@ class Process:
 
     def suspend(self) -> None:
         self.popen.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.popen.pid, os.WSTOPPED)  # all its threads stand still, not just the signal sent
 
     def resume(self) -> None:
         self.popen.send_signal(signal.SIGCONT)
