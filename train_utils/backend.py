@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -147,6 +148,9 @@ class Processes:
 
     def close(self) -> None:
         if dist.is_initialized():
+            # gloo's thread takes the interpreter's lock to free the last collective. The interpreter's end, which waits
+            # for that thread with the lock held, would wait for ever: let it have the lock now.
+            time.sleep(0.5)
             dist.destroy_process_group()
 
 
