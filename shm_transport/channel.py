@@ -25,12 +25,14 @@ TOKEN_BYTES = 32
 
 
 class Channel:
-    """``shared``: whether both ends see one /dev/shm, as the handshake has found out."""
+    """``shared``: whether both ends see one /dev/shm, as the handshake has found out. ``writes_inline``: this end's
+    arrays go through the socket all the same, for it may close, and remove its segment, before the other has read."""
 
     def __init__(self, stream: wire.Stream, max_bytes: int):
         self.stream = stream
         self.max_bytes = max_bytes
         self.shared = False
+        self.writes_inline = False
         self.sent_bytes = 0
         self.received_bytes = 0
         self._writer = SegmentWriter(max_bytes)
@@ -44,7 +46,7 @@ class Channel:
     def encode(self, tree: Any) -> list[Any]:
         """The payload of a message, its large arrays put in place. Raises TypeError for a value that cannot travel,
         ValueError for a message beyond the limits."""
-        if self.shared:
+        if self.shared and not self.writes_inline:
             arena = Arena()
             parts = Encoder(arena).encode(tree)
             if arena.size == 0:

@@ -252,6 +252,9 @@ class ShmServer:
             daemon, self._daemon = self._daemon, None
         if daemon is None:
             return
+        with self._lock:
+            for client in self._clients.values():
+                client.channel.writes_inline = True
         if self._watcher is not None:
             self._watcher.join()  # it could register the name again
         self._remove_name()
