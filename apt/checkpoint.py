@@ -1,9 +1,10 @@
 """Checkpoint files: write them so that a kill cannot hurt, read them so that they cannot execute anything.
 
 Layout (released runs): ``weights``, ``vlm_weights``, ``current_iters``, ``last_ep``, ``best_score``, ``latest_score``,
-``lr``, ``ema``; DDP adds ``optimizer``, ``scheduler``, ``scaler``. This project adds ``epoch_samples``: how far into
-the epoch the run was, and ``epoch_length``, by which a resumed run notices that its data have changed. The run's
-configuration lies beside them as ``YYYYmmddHHMM.json``; the newest by name counts.
+``lr``, ``ema``; DDP adds ``optimizer``, ``scheduler``, ``scaler``. This project adds ``arch`` and ``train_stage``, what
+kind of expert it is; ``epoch_samples``, how far into the epoch the run was; and ``epoch_length``, by which a resumed
+run notices that its data have changed. The run's configuration lies beside them as ``YYYYmmddHHMM.json``; the newest by
+name counts.
 
 Wherever a ``.pt`` is read, an exported folder (``apt/hub_folder.py``) may be given instead:
 

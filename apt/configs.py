@@ -29,7 +29,10 @@ class TrainConfig:
     model: str = "base"
     """Size of the action expert: tiny, small or base."""
     arch: str = "apt"
-    """Architecture of the action expert."""
+    """Architecture of the action expert: apt (gated fusion), pi (joint attention with the VLM's own keys and values),
+    gr00t (DiT that cross-attends to the VLM) or token_insertion (apt without gates)."""
+    objective: str = "ddim"
+    """What the expert learns to predict: ddim (noise, L1) or flow (the velocity of flow matching, squared error)."""
     vlm: str = "Qwen/Qwen3-VL-2B-Instruct"
     """Vision-language model: Hugging Face name, local folder, or "tiny" (built in, random weights)."""
     vlm_layer_stride: int = 3
@@ -142,7 +145,6 @@ class TrainConfig:
             if not condition:
                 raise ConfigError(message)
 
-        require(self.arch == "apt", f"unknown arch {self.arch!r}; choose from apt")
         require(self.train_stage in (0, 1), f"train_stage is {self.train_stage}; wanted 0 or 1")
         for field in ("bs", "gradient_accumulation_steps", "max_iterations", "log_interval", "sample_multiplex",
                       "save_interval", "save_latest_interval", "prefetch_factor", "noise_samples_per_obs"):  # fmt: skip
@@ -232,6 +234,8 @@ class TrainConfig:
         data = get_dataset_class(self.dataset_classes[0]).config
         return VLAConfig(
             model=self.model,
+            arch=self.arch,
+            objective=self.objective,
             vlm=self.vlm,
             vlm_layer_stride=self.vlm_layer_stride,
             vlm_mode=self.vlm_finetune_mode if self.train_stage == 1 else "frozen",

@@ -4,7 +4,7 @@
     vlm.safetensors             ``vlm_weights``, where the VLM was tuned
     ema.safetensors             shadow parameters, in module order, where the run averaged its weights
     config.json                 the run's configuration
-    state.json                  iteration and scores
+    state.json                  architecture, stage, iteration and scores
     README.md                   the model card
 
 Optimizer state stays with the ``.pt``: a folder is to start from or to serve, not to resume.
@@ -27,7 +27,17 @@ EMA_FILE = "ema.safetensors"
 CONFIG_FILE = "config.json"
 STATE_FILE = "state.json"
 CARD_FILE = "README.md"
-STATE_KEYS = ("current_iters", "last_ep", "epoch_samples", "epoch_length", "best_score", "latest_score", "lr")
+STATE_KEYS = (
+    "arch",
+    "train_stage",
+    "current_iters",
+    "last_ep",
+    "epoch_samples",
+    "epoch_length",
+    "best_score",
+    "latest_score",
+    "lr",
+)
 
 
 class FolderError(ValueError):
@@ -111,8 +121,8 @@ pipeline_tag: robotics
 ---
 # {config.get("name", "APT policy")}
 
-An APT action expert ({config.get("model")}, {parameters / 1e6:.1f}M parameters), {stage}, after \
-{content.get("current_iters", "unknown")} iterations on {datasets}, for the VLM `{vlm}` ({kind}).
+An action expert of arch `{config.get("arch", "apt")}` ({config.get("model")}, {parameters / 1e6:.1f}M parameters), \
+{stage}, after {content.get("current_iters", "unknown")} iterations on {datasets}, for the VLM `{vlm}` ({kind}).
 
 ```python
 from apt.infer.planner import TrajPlanner

@@ -9,10 +9,12 @@ import importlib.util
 from dataclasses import dataclass
 
 from apt.encoders.hub import load_config
+from apt.experts.registry import check_architecture
 
 SIZES = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}  # name -> (width h, heads)
 VLM_MODES = ("frozen", "lora", "full")
 ATTENTION_BACKENDS = ("sdpa", "xformers")
+OBJECTIVES = ("ddim", "flow")
 
 
 def check_attention_backend(backend: str) -> None:
@@ -31,6 +33,16 @@ def feature_layers(num_decoder_layers: int, stride: int) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
+class VLMAttention:
+    """Shape of a VLM's own attention, for an expert that joins it."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rope_theta: float
+
+
+@dataclass(frozen=True)
 class ExpertConfig:
     """Sizes of an expert. ``train_stage`` is 0 for the VA prior (paper's Stage 1) and 1 for the VLA (Stage 2)."""
 
@@ -42,9 +54,11 @@ class ExpertConfig:
     num_history: int = 1
     num_future: int = 32
     train_timesteps: int = 100
-    inference_timesteps: int = 20
+    inference_timesteps: int | None = None  # None: as usual for the objective and the architecture
     action_step_embedding: bool = False
     attention_backend: str = "sdpa"
+    objective: str = "ddim"
+    vlm_attention: VLMAttention | None = None
 
     def __post_init__(self) -> None:
         if self.train_stage not in (0, 1):
@@ -60,10 +74,8 @@ class ExpertConfig:
                 "of it for poses in blocks of 4"
             )
         check_attention_backend(self.attention_backend)
-
-    @property
-    def num_blocks(self) -> int:
-        return self.num_layers if self.train_stage == 1 else self.num_layers // 2
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"unknown objective {self.objective!r}; choose from {', '.join(OBJECTIVES)}")
 
 
 @dataclass(frozen=True)
@@ -72,6 +84,10 @@ class VLAConfig:
 
     model: str = "base"
     """Size of the expert: tiny, small or base."""
+    arch: str = "apt"
+    """Architecture of the expert (apt/experts/registry.py)."""
+    objective: str = "ddim"
+    """ddim (noise prediction) or flow (flow matching)."""
     vlm: str = "Qwen/Qwen3-VL-2B-Instruct"
     """Hugging Face name, local folder, or "tiny"."""
     vlm_layer_stride: int = 3
@@ -87,6 +103,7 @@ class VLAConfig:
     def __post_init__(self) -> None:
         if self.model not in SIZES:
             raise ValueError(f"unknown model size {self.model!r}; choose from {', '.join(SIZES)}")
+        check_architecture(self.arch)
         if self.vlm_mode not in VLM_MODES:
             raise ValueError(f"unknown VLM mode {self.vlm_mode!r}; choose from {', '.join(VLM_MODES)}")
         if self.train_stage == 0 and self.vlm_mode != "frozen":
@@ -108,4 +125,11 @@ class VLAConfig:
             num_future=self.num_future,
             action_step_embedding=self.action_step_embedding,
             attention_backend=self.attention_backend,
+            objective=self.objective,
+            vlm_attention=VLMAttention(
+                text.num_attention_heads,
+                text.num_key_value_heads,
+                text.head_dim,
+                text.rope_parameters["rope_theta"],
+            ),
         )

@@ -1,26 +1,51 @@
-"""Whether a checkpoint's tensors fit a model, and what loading them does to each of the model's tensors."""
+"""What a checkpoint is of, whether its tensors fit a model, and what loading them does to each of the model's."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 
-from apt.state_dict_adapter import checkpoint_stage, expand_va
+from apt.state_dict_adapter import checkpoint_stage
+
+if TYPE_CHECKING:
+    from apt.experts.expert import Expert
 
 
 class CheckpointMismatch(ValueError):
     """A checkpoint of another stage, size or architecture than the model."""
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What kind of expert a checkpoint holds."""
+
+    arch: str
+    stage: int | None
+    """0: VA prior, 1: VLA, None: nothing that can be told."""
+
+    @classmethod
+    def of(cls, content: Mapping) -> "Origin":
+        """Of a checkpoint's content. Released files do not say: they hold APT experts, and their tensors tell the
+        stage."""
+        arch, stage = str(content.get("arch", "apt")), content.get("train_stage")
+        if arch == "apt":
+            return cls(arch, checkpoint_stage(content["weights"]))
+        return cls(arch, stage if stage in (0, 1) else None)
+
+    def entries(self) -> dict[str, str | int]:
+        """What a checkpoint says, which :meth:`of` reads."""
+        return {"arch": self.arch, "train_stage": self.stage}
+
+
 @dataclass
 class LoadReport:
-    """What a checkpoint did, or would do, to a model's tensors. Names are released ones."""
+    """What a checkpoint did, or would do, to a model's tensors. Names are those of files."""
 
-    stage: int | None
-    """Stage the file was saved in, by its number of blocks; None: not an APT expert."""
-    wanted_stage: int
+    origin: Origin
+    wanted: Origin
     copied: list[str] = field(default_factory=list)
     fresh: list[str] = field(default_factory=list)
     """Tensors of the model that keep their initial values."""
@@ -34,14 +59,17 @@ class LoadReport:
     @property
     def problem(self) -> str | None:
         """Why the file does not fit, in one line; None when it does."""
-        if self.stage is None:
-            return "it holds no APT action expert (tensor names are not those of a released checkpoint)"
-        if self.stage != self.wanted_stage:
+        origin, wanted = self.origin, self.wanted
+        if origin.arch != wanted.arch:
+            return f"it holds an expert of arch {origin.arch!r}, not {wanted.arch!r}; give --arch {origin.arch}"
+        if origin.stage is None:
+            return "it holds no action expert: its tensor names are not those of a released checkpoint"
+        if origin.stage != wanted.stage:
             hint = {
                 (0, 1): "; --load-from-va expands a VA prior into a VLA",
                 (1, 0): "; it is a VLA already: leave --load-from-va out, or use it as a stage-1 checkpoint",
-            }[self.stage, self.wanted_stage]
-            return f"it is a stage-{self.stage} checkpoint, a stage-{self.wanted_stage} one is wanted{hint}"
+            }[origin.stage, wanted.stage]
+            return f"it is a stage-{origin.stage} checkpoint, a stage-{wanted.stage} one is wanted{hint}"
         if self.mismatched:
             return f"{len(self.mismatched)} tensors differ in shape (another model size?), e.g. {self.mismatched[0]}"
         if self.vlm_dropped:
@@ -54,23 +82,30 @@ class LoadReport:
 
 def plan_load(
     weights: Mapping[str, torch.Tensor],
+    expert: type[Expert],
     target: Mapping[str, torch.Tensor],
-    train_stage: int,
+    wanted: Origin,
     load_from_va: bool = False,
     vlm_weights: Mapping[str, torch.Tensor] | None = None,
     vlm_target: Mapping[str, torch.Tensor] | None = None,
+    origin: Origin | None = None,
 ) -> LoadReport:
     """What loading would do; changes nothing.
 
     Args:
         weights, vlm_weights: of the file.
-        target, vlm_target: the model's tensors under released names (values are not read; meta tensors will do).
+        expert: the model's architecture, for its rule of expansion.
+        target, vlm_target: the model's tensors under the names of files (values are not read; meta tensors will do).
             Without ``vlm_target`` the VLM's tensors are left out of the report.
-        train_stage: of the model.
+        wanted: what the model is.
         load_from_va: expand a VA prior into a VLA first.
+        origin: what the file says it is; None: a released file, whose tensors tell.
     """
-    report = LoadReport(stage=checkpoint_stage(weights), wanted_stage=0 if load_from_va else train_stage)
-    source = expand_va(weights) if load_from_va else dict(weights)
+    origin = Origin.of({"weights": weights}) if origin is None else origin
+    report = LoadReport(origin, Origin(wanted.arch, 0) if load_from_va else wanted)
+    if origin.arch != wanted.arch:
+        return report
+    source = expert.expand_va(weights) if load_from_va else dict(weights)
     report.dropped = _compare(source, target, report)
     report.fresh = [name for name in target if name not in source]
     if vlm_weights and vlm_target is not None:

@@ -20,7 +20,7 @@ from apt.checkpoint import LATEST, CheckpointError, find_checkpoint, load_checkp
 from apt.cli import CommandLineError, parse_train_config
 from apt.configs import ConfigError, TrainConfig
 from apt.encoders.hub import VLMLoadError
-from apt.pretrained import CheckpointMismatch
+from apt.pretrained import CheckpointMismatch, Origin
 from apt.vla import VLA
 from data_utils.datasets import get_dataset_class
 from data_utils.errors import DataError
@@ -36,7 +36,7 @@ from train_utils.feature_store import FeatureStore
 from train_utils.metrics import MetricWindow, Stopwatch, format_duration
 from train_utils.nonfinite import NonFiniteSteps
 from train_utils.optim import build_optimizer, set_learning_rate
-from train_utils.pictures import gate_picture, gate_rows, trajectory_picture
+from train_utils.pictures import gate_picture, gate_table, trajectory_picture
 from train_utils.plan import describe_plan
 from train_utils.resume_command import VARIABLE, continue_stage
 from train_utils.run_dir import RunDirectory, check_run_dir
@@ -144,20 +144,21 @@ class Trainer:
         content = load_checkpoint(path)
         with contextlib.suppress(CheckpointError):  # a file without its configuration is fine to start from
             upstream = read_config(path)
-            if bool(upstream.get("action_step_embedding", False)) != config.action_step_embedding:
-                self._say(
-                    f"warning: {path} was trained with action_step_embedding="
-                    f"{upstream.get('action_step_embedding', False)}, this run uses {config.action_step_embedding}"
-                )
+            for field, released in (("action_step_embedding", False), ("objective", "ddim")):
+                before, now = upstream.get(field, released), getattr(config, field)
+                if before != now:
+                    self._say(f"warning: {path} was trained with {field}={before}, this run uses {now}")
         return content
 
     def _load_weights(self, start: dict) -> None:
         config = self.config
         if config.resume:
-            self.model.load_weights(start["weights"], start.get("vlm_weights"))
+            self.model.load_weights(start["weights"], start.get("vlm_weights"), Origin.of(start))
             return
         try:
-            report = self.model.load_from_pretrain(start["weights"], start.get("vlm_weights"), config.load_from_va)
+            report = self.model.load_from_pretrain(
+                start["weights"], start.get("vlm_weights"), config.load_from_va, origin=Origin.of(start)
+            )
         except CheckpointMismatch as error:
             raise CheckpointMismatch(f"{config.pretrained_ckpt} does not fit: {error}") from error
         self._say(
@@ -312,10 +313,10 @@ class Trainer:
 
         model, backend = self.model, self.backend
         return (
-            f"train: expert {count(model.expert, True)} in {len(model.expert.blocks)} blocks, VLM {self.config.vlm} "
-            f"({model.vlm.mode}) {count(model.vlm, True)} trained + {count(model.vlm, False)} frozen; "
-            f"{backend.world_size} x {backend.device.type}, {self.config.bs} samples each, "
-            f"{'bf16' if self.config.fp16 else 'fp32'}"
+            f"train: expert {self.config.arch} {count(model.expert, True)} in {len(model.expert.blocks)} blocks, "
+            f"VLM {self.config.vlm} ({model.vlm.mode}) {count(model.vlm, True)} trained + "
+            f"{count(model.vlm, False)} frozen; {backend.world_size} x {backend.device.type}, "
+            f"{self.config.bs} samples each, {'bf16' if self.config.fp16 else 'fp32'}"
         )
 
     def _log(self, means: dict[str, float], lr: float, pace: tuple[float, float], skipped: int) -> None:
@@ -353,12 +354,12 @@ class Trainer:
         self.model.eval()
         with self.backend.gathered(self.model.expert.parameters()), self._autocast():
             predicted = self.model.predict(batch.observation, generator=self._generator(micro=0))
-            gates = torch.stack(list(self.model.expert.gates))
+            gates = gate_table(self.model.expert, self.config.vlm_layer_stride)
         self.model.train(was_training)
         if self.run_dir is not None:
             self.run_dir.image(self.iteration, "trajectories", trajectory_picture(batch, predicted))
-            rows = gate_rows(self.model.expert, self.config.vlm_layer_stride)
-            self.run_dir.image(self.iteration, "gates", gate_picture(gates, rows))
+            if gates:
+                self.run_dir.image(self.iteration, "gates", gate_picture(gates))
 
     def _save(self, numbered: bool) -> None:
         """By all ranks: each has its part of a sharded model; the main one writes the checkpoint."""
@@ -370,6 +371,7 @@ class Trainer:
             if self.run_dir is None:
                 return
             content = {
+                **self.model.origin.entries(),
                 "weights": self.model.released_weights(),
                 "current_iters": self.iteration,
                 "last_ep": self.epoch,

@@ -5,18 +5,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from apt.action_expert import ActionExpert
 from apt.action_transform import ACTION_DIM
 from apt.experts.base import ExpertLoss, RobotState, VLMFeatures
+from apt.experts.registry import get_architecture
 from apt.policy_config import VLAConfig
-from apt.pretrained import CheckpointMismatch, LoadReport, plan_load
-from apt.state_dict_adapter import (
-    expand_va,
-    expert_from_released,
-    expert_to_released,
-    vlm_from_released,
-    vlm_to_released,
-)
+from apt.pretrained import CheckpointMismatch, LoadReport, Origin, plan_load
+from apt.state_dict_adapter import vlm_from_released, vlm_to_released
 from apt.vlm import VLM
 from data_utils.types import Batch, Observation
 
@@ -39,12 +33,12 @@ class VLA(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.expert = ActionExpert(config.expert_config())
+        self.expert = get_architecture(config.arch)(config.expert_config())
         self.vlm = VLM(
             config.vlm,
             mode=config.vlm_mode,
             layer_stride=config.vlm_layer_stride,
-            required_features=self.expert.required_features,
+            reads=self.expert.reads,
             vision_only=config.train_stage == 0,
             frozen_dtype=frozen_dtype,
             trained_dtype=trained_dtype,
@@ -91,14 +85,13 @@ class VLA(nn.Module):
         noise: torch.Tensor | None = None,
         steps: int | None = None,
         generator: torch.Generator | None = None,
-        sampler: str = "ddim",
+        sampler: str | None = None,
     ) -> torch.Tensor:
         """Sampled future states (B, Ta, Nee, 17) in the world frame.
 
         Args:
             noise: (B, Nee, Ta, 10) to denoise from; None: drawn from ``generator``.
-            steps: denoising steps; None: 20.
-            sampler: see :meth:`apt.diffusion.Diffusion.schedule`.
+            steps, sampler: see :meth:`apt.objective.Objective.schedule`.
         """
         robot = robot_state(observation)
         if noise is None:
@@ -111,9 +104,8 @@ class VLA(nn.Module):
 
         A back-end that shards parameters finds the others by those calls; these it must be told about.
         """
-        expert, patches = self.expert, self.vlm.qwen.model.visual.patch_embed.proj
-        last_projection = expert.blocks[-1].attn.to_qkv  # of which the VL stream needs a part
-        return [expert.arm_embedding, *expert.gates, *last_projection.parameters(), *patches.parameters()]
+        patches = self.vlm.qwen.model.visual.patch_embed.proj
+        return [*self.expert.bare_parameters(), *patches.parameters()]
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
@@ -123,8 +115,8 @@ class VLA(nn.Module):
         return [*self.expert.parameters(), *tuned]
 
     def released_weights(self) -> dict[str, torch.Tensor]:
-        """The expert under released names."""
-        return expert_to_released(self.expert.state_dict())
+        """The expert under the names of checkpoint files."""
+        return self.expert.to_file(self.expert.state_dict())
 
     def released_vlm_weights(self) -> dict[str, torch.Tensor]:
         """What of the VLM differs from its published weights, under released names: what this run trains, and what
@@ -132,9 +124,19 @@ class VLA(nn.Module):
         parameters = self.vlm.qwen.named_parameters()
         return vlm_to_released({name: p.detach() for name, p in parameters if name in self._tuned_vlm_names})
 
-    def load_weights(self, weights: dict[str, torch.Tensor], vlm_weights: dict[str, torch.Tensor] | None) -> None:
+    @property
+    def origin(self) -> Origin:
+        """What a checkpoint of this policy says of itself."""
+        return Origin(self.config.arch, self.config.train_stage)
+
+    def load_weights(
+        self,
+        weights: dict[str, torch.Tensor],
+        vlm_weights: dict[str, torch.Tensor] | None,
+        origin: Origin | None = None,
+    ) -> None:
         """Load a checkpoint of this very stage and size, whole. Raises :class:`CheckpointMismatch`, model unchanged."""
-        self.load_from_pretrain(weights, vlm_weights, strict=True)
+        self.load_from_pretrain(weights, vlm_weights, strict=True, origin=origin)
 
     def load_from_pretrain(
         self,
@@ -142,32 +144,36 @@ class VLA(nn.Module):
         vlm_weights: dict[str, torch.Tensor] | None = None,
         load_from_va: bool = False,
         strict: bool = False,
+        origin: Origin | None = None,
     ) -> LoadReport:
         """Start from a checkpoint's tensors.
 
         Args:
             weights, vlm_weights: as in the file.
-            load_from_va: expand a VA prior into a VLA: its block i becomes block 2i + 1, even blocks stay fresh, every
-                other tensor is copied.
+            load_from_va: expand a VA prior into a VLA, by the architecture's rule: in APT its block i becomes block
+                2i + 1, even blocks stay fresh, every other tensor is copied.
             strict: refuse a file that leaves any of the expert's tensors fresh.
+            origin: architecture and stage that the file states; None: a released file, whose tensors tell.
         Raises:
-            CheckpointMismatch: another size, or another stage than asked for; the model is unchanged.
+            CheckpointMismatch: another size, architecture or stage than asked for; the model is unchanged.
         """
         report = plan_load(
             weights,
+            type(self.expert),
             self.released_weights(),
-            self.config.train_stage,
+            self.origin,
             load_from_va,
             vlm_weights,
             vlm_to_released(self.vlm.qwen.state_dict()),
+            origin,
         )
         problem = report.problem
         if problem is None and strict and report.fresh:
             problem = f"it lacks {len(report.fresh)} of the model's tensors, e.g. {report.fresh[0]}"
         if problem is not None:
             raise CheckpointMismatch(problem)
-        source = expand_va(weights) if load_from_va else weights
-        self.expert.load_state_dict(expert_from_released(source), strict=False)
+        source = self.expert.expand_va(weights) if load_from_va else weights
+        self.expert.load_state_dict(self.expert.from_file(source), strict=False)
         if vlm_weights:
             tuned = vlm_from_released(vlm_weights)
             self.vlm.qwen.load_state_dict(tuned, strict=False)

@@ -9,7 +9,7 @@ from torch import nn
 
 from apt.encoders import hub, qwen3vl
 from apt.encoders.prompts import PromptTokenizer
-from apt.experts.base import Modality, VLMFeatures
+from apt.experts.base import Modality, VLMFeatures, VLMReads
 from apt.policy_config import feature_layers
 from data_utils.types import Observation
 
@@ -62,7 +62,7 @@ class VLM(nn.Module):
         name: Hugging Face name, local folder, or ``tiny``.
         mode: ``frozen``, ``lora`` or ``full``.
         layer_stride: features are the streams after decoder layers 0, s, 2s, ...
-        required_features: indices of the features that the expert reads; layers behind the last are not run.
+        reads: what the expert reads; layers behind the last of it are not run.
         vision_only: give the expert vision tokens alone (paper's Stage 1).
         frozen_dtype, trained_dtype: of parameters that do not train and that do.
         random_weights: see :func:`apt.encoders.hub.load_model`.
@@ -73,7 +73,7 @@ class VLM(nn.Module):
         name: str,
         mode: str,
         layer_stride: int,
-        required_features: tuple[int, ...],
+        reads: VLMReads,
         vision_only: bool,
         frozen_dtype: torch.dtype = torch.float32,
         trained_dtype: torch.dtype = torch.float32,
@@ -85,8 +85,10 @@ class VLM(nn.Module):
         self._name = name
         qwen = hub.load_model(name, trained_dtype if mode == "full" else frozen_dtype, random_weights)
         layers = feature_layers(qwen.config.text_config.num_hidden_layers, layer_stride)
-        self._feature_of_layer = {layers[feature]: feature for feature in required_features}
-        qwen3vl.set_mode(qwen, mode, num_layers=max(self._feature_of_layer, default=-1) + 1)
+        self.reads = reads
+        self.layers = tuple(layers[feature] for feature in reads.hidden_states)
+        self.kv_layers = tuple(layers[feature] for feature in reads.keys_values)
+        qwen3vl.set_mode(qwen, mode, self.layers, self.kv_layers)
         qwen3vl.set_trained_dtype(qwen, trained_dtype)
         self.encoder = qwen3vl.Qwen3VLEncoder(qwen, *hub.load_image_statistics(name))
 
@@ -96,14 +98,11 @@ class VLM(nn.Module):
         return self.encoder.model
 
     @property
-    def layers(self) -> tuple[int, ...]:
-        """Decoder layers that are read."""
-        return tuple(self._feature_of_layer)
-
-    @property
-    def num_streams(self) -> int:
-        """How many :meth:`streams` there are."""
-        return 1 + len(self._feature_of_layer)
+    def stream_widths(self) -> list[int]:
+        """Channels of each of the :meth:`streams`."""
+        text = self.qwen.config.text_config
+        both = 2 * text.num_key_value_heads * text.head_dim
+        return [text.hidden_size] * (1 + len(self.layers)) + [both] * len(self.kv_layers)
 
     def prompt_tokenizer(self, image_hw: tuple[int, int]) -> PromptTokenizer:
         """The tokenizer of this policy's observations; raises ``ValueError`` where the image size does not fit."""
@@ -137,7 +136,8 @@ class VLM(nn.Module):
         """What the VLM itself computes, from images and prompts alone.
 
         Returns:
-            Input embeddings, then each of ``required_features``: (B, T, C), a sample's tokens last.
+            Input embeddings, the hidden states of ``reads``, then its keys and values side by side: (B, T, channels) of
+            ``stream_widths``, a sample's tokens last.
         """
         attended = observation.attention_mask
         if camera_keep is not None:
@@ -145,14 +145,15 @@ class VLM(nn.Module):
             attended = _without_hidden(attended, is_vision, camera, observation.camera_mask & camera_keep)
         no_grad = torch.no_grad() if self.mode == "frozen" else contextlib.nullcontext()
         with no_grad:
-            embeds, by_layer = self.encoder(
+            embeds, hidden_states, keys_values = self.encoder(
                 observation.rgb[:, -1].flatten(0, 1)[observation.image_index],
                 observation.input_ids,
                 observation.position_ids,
                 attended,
                 self.layers,
+                self.kv_layers,
             )
-            streams = [embeds, *by_layer.values()]
+            streams = [embeds, *hidden_states.values(), *keys_values.values()]
             if self.vision_only:
                 order = self._vision_last(observation)
                 streams = [_pick(stream, order) for stream in streams]
@@ -181,16 +182,27 @@ class VLM(nn.Module):
             "camera": camera,
             "norm_xy": torch.where(is_vision.unsqueeze(-1), norm_xy, 0.0),
         }
+        rotary = observation.position_ids.amax(0)  # (B, L), of the three axes the furthest
         if self.vision_only:
             order = self._vision_last(observation)
             per_token = {name: _pick(value, order) for name, value in per_token.items()}
+            rotary = torch.where(is_vision, rotary, 0)
+        embeds, *streams = streams
+        hidden_states, keys_values = streams[: len(self.layers)], streams[len(self.layers) :]
         return VLMFeatures(
-            inputs_embeds=streams[0],
-            hidden_states=dict(zip(self._feature_of_layer.values(), streams[1:], strict=True)),
+            inputs_embeds=embeds,
+            hidden_states=dict(zip(self.reads.hidden_states, hidden_states, strict=True)),
+            keys_values=dict(zip(self.reads.keys_values, map(self._split, keys_values), strict=True)),
+            rotary_end=rotary.amax(1) + 1,
             world_from_cam=observation.world_from_cam[:, -1],
             camera_mask=cameras,
             **per_token,
         )
+
+    def _split(self, keys_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values (B, T, key-value heads, d) each."""
+        both = keys_values.unflatten(-1, (2, -1, self.qwen.config.text_config.head_dim))
+        return both[:, :, 0], both[:, :, 1]
 
     def _tokens_per_camera(self, observation: Observation) -> int:
         rows, columns = self._grid(*observation.rgb.shape[-2:])

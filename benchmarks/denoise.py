@@ -72,7 +72,7 @@ def random_query(expert: ActionExpert, seed: int = 0) -> tuple[VLMFeatures, Robo
     is_vision = camera >= 0
     features = VLMFeatures(
         inputs_embeds=normal(1, length, WIDTH_VLM),
-        hidden_states={index: normal(1, length, WIDTH_VLM) for index in expert.required_features},
+        hidden_states={index: normal(1, length, WIDTH_VLM) for index in expert.reads.hidden_states},
         modality=torch.where(is_vision, int(Modality.VISION), int(Modality.LANGUAGE)),
         position=torch.arange(length).unsqueeze(0) - (is_vision.long().cumsum(1) - 1).clamp(min=0),
         camera=camera,

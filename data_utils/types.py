@@ -90,7 +90,7 @@ class Observation:
 class StoredStreams:
     """What is on disk of a frozen VLM's answers to a batch (``train_utils/feature_cache.py``)."""
 
-    streams: torch.Tensor  # (1 + S, B, T, C): input embeddings and S features, undefined where missing
+    streams: torch.Tensor  # (B, T, channels): all of the VLM's streams side by side, undefined where missing
     missing: torch.Tensor  # (M,) int64, samples that are not on disk
     missing_images: torch.Tensor  # (I,) int64, their shown images as indices into the flattened (M * Ncam)
     missing_keys: list[bytes]  # M

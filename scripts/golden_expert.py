@@ -109,7 +109,7 @@ def _check_stage(folder: Path, stage: int, inputs: dict[str, torch.Tensor], repo
     compare("train.grad.proj_input.weight", expert.proj_input.weight.grad, 1e-3)
 
     with torch.no_grad():
-        timestep = expert.diffusion.schedule().timesteps[:1].expand(len(inputs["draw.noise"]))
+        timestep = expert.objective.schedule().timesteps[:1].expand(len(inputs["draw.noise"]))
         context = expert.encode_context(*recentre(features, robot, recentring_transform(features)))
         noise_pred = expert.denoise(context, inputs["draw.noise"], expert.modulations(timestep))
         history_action = expert.encode_states(robot.history, robot)

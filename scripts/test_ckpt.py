@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,12 +12,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone, without an installation
 
-from apt.action_expert import MAX_ARMS, ActionExpert
 from apt.checkpoint import CheckpointError, format_bytes, load_checkpoint, read_config
 from apt.configs import ConfigError, train_config_from_dict
+from apt.experts.expert import MAX_ARMS
+from apt.experts.registry import get_architecture
 from apt.policy_config import SIZES, ExpertConfig
-from apt.pretrained import LoadReport, plan_load
-from apt.state_dict_adapter import checkpoint_sizes, expert_to_released
+from apt.pretrained import LoadReport, Origin, plan_load
+from apt.state_dict_adapter import checkpoint_sizes
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,11 +36,12 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     try:
         content = load_checkpoint(args.ckpt)
-        report = check(content["weights"], args.train_stage, args.load_from_va, args.model)
+        report = check(content, expert_config(args.ckpt, content, args.train_stage, args.model), args.load_from_va)
+        own = expert_config(args.ckpt, content, report.origin.stage, None)
     except (CheckpointError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    describe(args.ckpt, content, report, args.names)
+    describe(args.ckpt, content, report, own, args.names)
     if report.problem:
         print(f"error: {args.ckpt} does not fit: {report.problem}", file=sys.stderr)
         return 2
@@ -46,31 +49,46 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def check(weights: Mapping[str, torch.Tensor], stage: int, load_from_va: bool, model: str | None) -> LoadReport:
-    """Compare with an expert of the file's own sizes, or of ``model``'s, built without memory.
+def expert_config(path: Path, content: dict, stage: int, model: str | None) -> ExpertConfig:
+    """Sizes of the file's expert at ``stage``, or ``model``'s. An APT expert's tensors tell them; for another
+    architecture the run's configuration does.
 
     Raises:
         ValueError: the tensors are not those of an APT expert.
+        CheckpointError, ConfigError: another architecture, and no configuration of use.
     """
-    sizes = checkpoint_sizes(weights)
-    width, head_width = SIZES[model][0] if model else sizes.width, sizes.head_width
-    heads = SIZES[model][1] if model else width // head_width
-    with torch.device("meta"):
-        expert = ActionExpert(ExpertConfig(width, heads, sizes.depth, sizes.input_dim, stage))
-        target = expert_to_released(expert.state_dict())
-    return plan_load(weights, target, stage, load_from_va)
-
-
-def describe(path: Path, content: dict, report: LoadReport, names: bool) -> None:
+    if Origin.of(content).arch != "apt":
+        policy = train_config_from_dict(read_config(path))[0].vla_config()
+        mode = policy.vlm_mode if stage == 1 else "frozen"
+        return dataclasses.replace(
+            policy, model=model or policy.model, train_stage=stage, vlm_mode=mode
+        ).expert_config()
     sizes = checkpoint_sizes(content["weights"])
-    size = next((name for name, (width, _) in SIZES.items() if width == sizes.width), "unnamed size")
+    width, heads = SIZES[model] if model else (sizes.width, sizes.width // sizes.head_width)
+    return ExpertConfig(width, heads, sizes.depth, sizes.input_dim, stage)
+
+
+def check(content: dict, config: ExpertConfig, load_from_va: bool) -> LoadReport:
+    """Compare with an expert of these sizes and the file's architecture, built without memory."""
+    origin = Origin.of(content)
+    architecture = get_architecture(origin.arch)
+    with torch.device("meta"):
+        target = architecture.to_file(architecture(config).state_dict())
+    wanted = Origin(origin.arch, config.train_stage)
+    return plan_load(content["weights"], architecture, target, wanted, load_from_va, origin=origin)
+
+
+def describe(path: Path, content: dict, report: LoadReport, own: ExpertConfig, names: bool) -> None:
+    """``own``: the sizes of the file's expert, in its own stage."""
+    size = next((name for name, (width, _) in SIZES.items() if width == own.width), "unnamed size")
     vlm = content.get("vlm_weights") or {}
     files = [path] if path.is_file() else list(path.iterdir())
     size_on_disk = format_bytes(sum(file.stat().st_size for file in files))
     print(f"file       {path}, {size_on_disk}, iteration {content.get('current_iters', 'unknown')}")
     print(
-        f"expert     stage {report.stage}, depth {sizes.depth} ({sizes.blocks} blocks), {sizes.width} wide ({size}), "
-        f"for VLM features {sizes.input_dim} wide, up to {MAX_ARMS} arms; {describe_tensors(content['weights'])}"
+        f"expert     arch {report.origin.arch}, stage {report.origin.stage}, depth {own.num_layers} "
+        f"({get_architecture(report.origin.arch).num_blocks(own)} blocks), {own.width} wide ({size}), for VLM features "
+        f"{own.input_dim} wide, up to {MAX_ARMS} arms; {describe_tensors(content['weights'])}"
     )
     print(f"VLM        {describe_vlm(vlm)}")
     print(f"EMA        {describe_ema(content.get('ema'))}")

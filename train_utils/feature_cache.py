@@ -26,7 +26,7 @@ from apt.vlm import VLM
 from data_utils.types import Batch, Observation, StoredStreams
 from train_utils.feature_store import FeatureStore
 
-_VERSION = 1  # part of every key: raise when this project's code computes other features from the same input
+_VERSION = 2  # part of every key: raise when this project's code computes other features from the same input
 _UNWRITTEN = 2  # batches that may wait for the disk before training does
 
 
@@ -44,7 +44,7 @@ class FeatureCache:
         self._vlm, self._store = vlm, store
         self._identity = vlm_identity(vlm, autocast)
         embedding = vlm.qwen.get_input_embeddings().weight
-        self._dtype, self._width, self._device = embedding.dtype, embedding.shape[1], embedding.device
+        self._dtype, self._device = embedding.dtype, embedding.device
         self._ahead = ThreadPoolExecutor(1, "cache-ahead")
         self._readers = ThreadPoolExecutor(threads, "cache-read")
         self._writer = ThreadPoolExecutor(1, "cache-write")
@@ -81,14 +81,14 @@ class FeatureCache:
         lengths = tokens.sum(1).tolist()
         samples, padded = len(lengths), self._vlm.padded_length(observation)
         pinned = {"pin_memory": self._device.type == "cuda"}  # else copies to the device would wait for it
-        shape = self._vlm.num_streams, samples, padded, self._width
+        shape = samples, padded, sum(self._vlm.stream_widths)
         streams = torch.empty(shape, dtype=self._dtype, **pinned)
         content = streams.view(torch.uint8).numpy()
 
         def read(row: int) -> tuple[bytes, bool]:
             key, start = sample_key(self._identity, observation, row), padded - lengths[row]
-            content[:, row, :start] = 0
-            return key, self._store.read_into(key, content[:, row, start:])
+            content[row, :start] = 0
+            return key, self._store.read_into(key, content[row, start:])
 
         keys, found = zip(*self._readers.map(read, range(samples)), strict=True)
         missing = [row for row in range(samples) if not found[row]]
@@ -108,12 +108,14 @@ class FeatureCache:
         self._found, self._asked = self._found + observation.batch_size - missing, self._asked + observation.batch_size
         if missing:
             whole = missing == observation.batch_size
-            computed = torch.stack(self._vlm.streams(observation if whole else _missing_inputs(observation, stored)))
+            computed = torch.cat(
+                self._vlm.streams(observation if whole else _missing_inputs(observation, stored)), dim=-1
+            )
             if computed.dtype != self._dtype:
                 raise RuntimeError(f"the VLM's streams are {computed.dtype}, its embeddings {self._dtype}")
             self._write(stored, computed)
-            streams = computed if whole else streams.index_copy_(1, stored.missing, computed)
-        return self._vlm.features(observation, list(streams.unbind(0)))
+            streams = computed if whole else streams.index_copy_(0, stored.missing, computed)
+        return self._vlm.features(observation, list(streams.split(self._vlm.stream_widths, dim=-1)))
 
     def hit_share(self) -> float:
         """Share of samples found since the last call."""
@@ -130,7 +132,8 @@ class FeatureCache:
         self._store.close()
 
     def _write(self, stored: StoredStreams, computed: torch.Tensor) -> None:
-        """Hand (1 + S, M, T, C) to the thread that writes; waits only where the disk is slower than training."""
+        """Hand (M, T, channels of all streams) to the thread that writes; waits only where the disk is slower than
+        training."""
         if self._store.is_full:
             return
         copied = None
@@ -147,9 +150,9 @@ class FeatureCache:
         if copied is not None:
             copied.synchronize()
         content = computed.view(torch.uint8).numpy()
-        padded = content.shape[2]
+        padded = content.shape[1]
         self._store.add(
-            (key, content[:, row, padded - length :])
+            (key, content[row, padded - length :])
             for row, (key, length) in enumerate(zip(stored.missing_keys, stored.missing_lengths, strict=True))
         )
 
@@ -197,6 +200,7 @@ def vlm_identity(vlm: VLM, autocast: bool) -> bytes:
         "transformers": transformers.__version__,
         "config": _without_notes(config),
         "layers": vlm.layers,
+        "kv_layers": vlm.kv_layers,
         "vision_only": vlm.vision_only,
         "images": encoder.image_statistics,
         "autocast": autocast,

@@ -18,7 +18,7 @@ from apt.checkpoint import LATEST, CheckpointError, find_checkpoint, load_checkp
 from apt.cli import CommandLineError, parse_train_config
 from apt.configs import CONFIGS, ConfigError, TrainConfig
 from apt.encoders.hub import VLMLoadError
-from apt.state_dict_adapter import checkpoint_stage
+from apt.pretrained import Origin
 from data_utils.data_loc import locate
 from data_utils.errors import DataError
 from train_utils import resume_command
@@ -141,7 +141,7 @@ def plan(command: str, argv: list[str]) -> tuple[argparse.Namespace, list[Stage]
         if pretrained and not args.va_conti:
             own += ["--pretrained_ckpt", pretrained]
             ckpt_dir = parse_train_config(["--config", args.config, *fields]).ckpt_dir
-            if checkpoint_stage(load_checkpoint(find_checkpoint(pretrained, ckpt_dir))["weights"]) == 1:
+            if Origin.of(load_checkpoint(find_checkpoint(pretrained, ckpt_dir))).stage == 1:
                 raise CommandLineError(
                     f"--pretrained-ckpt {pretrained} is a VLA already, and stage 0 trains a VA prior; use --stage 1"
                 )
@@ -201,7 +201,7 @@ def _upstream(args: argparse.Namespace, stages: list[Stage], fields: list[str], 
     ckpt_dir = parse_train_config(["--config", args.config, *fields]).ckpt_dir
     if pretrained and not args.va_name:
         path = find_checkpoint(pretrained, ckpt_dir)
-        expand = checkpoint_stage(load_checkpoint(path)["weights"]) == 0
+        expand = Origin.of(load_checkpoint(path)).stage == 0
         return ["--pretrained_ckpt", pretrained, "--load_from_va", str(expand)]
     name = args.va_conti or args.va_name or f"{args.config}_va"
     find_checkpoint(name, ckpt_dir)

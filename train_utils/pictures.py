@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from apt.action_expert import ActionExpert
+from apt.experts.expert import Expert
 from data_utils.types import Batch
 from infer_utils.captions import FAINT, TEXT, text_band
 from infer_utils.draw_traj import PREDICTED, RECORDED, draw_on_cameras
@@ -45,41 +45,38 @@ def trajectory_picture(batch: Batch, predicted: torch.Tensor, samples: int = 4) 
     return np.concatenate([text_band(rows[0].shape[1], legend), *rows], axis=0)
 
 
-def gate_rows(expert: ActionExpert, vlm_layer_stride: int) -> list[tuple[int, str]]:
-    """The gates that this stage trains, in the order of the layers: index and a label."""
+def gate_table(expert: Expert, vlm_layer_stride: int) -> list[tuple[str, np.ndarray]]:
+    """What each layer's gates say, in the order of the layers: a label and ``sigmoid(gate)`` (h,), sorted. Empty for an
+    architecture without gates."""
     return [
-        (
-            expert.fused_feature(block),
-            f"{block + 1}  {'language' if expert.is_language_layer(block) else 'vision-action'}, "
-            f"VLM layer {expert.fused_feature(block) * vlm_layer_stride}",
-        )
-        for block in range(len(expert.blocks) - 1)
+        (f"{row + 1}  {kind}, VLM layer {feature * vlm_layer_stride}", _kept(gate))
+        for row, (feature, kind, gate) in enumerate(expert.fusion_gates())
     ]
 
 
-def gate_picture(gates: torch.Tensor, rows: Sequence[tuple[int, str]]) -> np.ndarray:
-    """How much of its own stream each layer passes on, ``sigmoid(gates)``, as a heat map; (H, W, 3) uint8.
+def _kept(gate: torch.Tensor) -> np.ndarray:
+    return torch.sigmoid(gate.detach().float()).sort().values.cpu().numpy()
+
+
+def gate_picture(table: Sequence[tuple[str, np.ndarray]]) -> np.ndarray:
+    """How much of its own stream each layer passes on as a heat map, of :func:`gate_table`; (H, W, 3) uint8.
 
     Layers down, channels across, sorted by value. Blue passes on 0 (all VLM), white 0.5 (as initialised), red 1.
-
-    Args:
-        gates: (N, h).
-        rows: index into ``gates`` and label of each row, as :func:`gate_rows` gives them.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    keep = torch.sigmoid(gates[[index for index, _ in rows]].detach().float()).sort(dim=1).values.cpu().numpy()
-    figure = Figure(figsize=(11, 2.3 + 0.3 * len(rows)), dpi=90, layout="constrained")
+    keep = np.stack([values for _, values in table])  # (layers, h)
+    figure = Figure(figsize=(11, 2.3 + 0.3 * len(table)), dpi=90, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     heat = axes.imshow(keep, cmap="RdBu_r", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
     axes.set_title("Gates: what each layer passes on to the next, its own stream or the VLM's features", loc="left")
-    axes.set_yticks(range(len(rows)), [label for _, label in rows])
+    axes.set_yticks(range(len(table)), [label for label, _ in table])
     axes.set_ylabel("layer of the expert")
     axes.set_xlabel(f"the layer's {keep.shape[1]} channels, sorted by value")
     numbers = axes.secondary_yaxis("right")
-    numbers.set_yticks(range(len(rows)), [f"{k.mean():.3f}  ({k.min():.2f} to {k.max():.2f})" for k in keep])
+    numbers.set_yticks(range(len(table)), [f"{k.mean():.3f}  ({k.min():.2f} to {k.max():.2f})" for k in keep])
     numbers.set_ylabel("mean (least to greatest)")
     bar = figure.colorbar(heat, ax=axes, orientation="horizontal", aspect=60, shrink=0.8)
     bar.set_ticks([0, 0.25, 0.5, 0.75, 1], labels=["0\nthe VLM's alone", "0.25", "0.5\nas initialised", "0.75",

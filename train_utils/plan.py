@@ -4,7 +4,8 @@ Memory is an estimate. Weights, gradients, optimiser state and EMA are counted e
 gradients and AdamW's state are divided by n, ZeRO-3 divides the weights too, and both add a flat float32 copy of what
 trains. Activations follow a model, per sample:
 
-    expert   blocks x tokens x 20 h       (tokens: of the VLM and of the actions, the latter once per noise draw)
+    expert   blocks x tokens x 20 h       (tokens: of the actions, once per noise draw, and of the VLM where they run
+                                            through the blocks, as in apt)
     VLM      layers x tokens x (8 C + 2 (q + k + v) + 4 I); with gradient checkpointing C per layer and one layer whole
     vision   layers x patches x (16 d + 2 m), where the VLM is tuned in full
     frozen   features x tokens x C
@@ -28,6 +29,7 @@ import torch
 from apt.checkpoint import format_bytes
 from apt.configs import TrainConfig
 from apt.encoders.hub import load_config
+from apt.experts.registry import get_architecture
 from apt.policy_config import VLAConfig
 from data_utils.datasets import get_dataset_class
 from data_utils.loader import batches_per_epoch
@@ -106,7 +108,9 @@ def activation_bytes(config: TrainConfig) -> float:
     images = max(d.num_cameras * d.image_hw[0] * d.image_hw[1] for d in data)
     tokens = images // side**2 + (PROMPT_TOKENS if config.train_stage == 1 else 0)
     steps = (expert.num_history + expert.num_future) * max(d.num_arms for d in data)
-    numbers = expert.num_blocks * (tokens + config.noise_samples_per_obs * steps) * 20 * expert.width
+    kind = get_architecture(config.arch)
+    through = tokens * kind.carries_vl_tokens + config.noise_samples_per_obs * steps
+    numbers = kind.num_blocks(expert) * through * 20 * expert.width
     features = 2 * expert.num_layers if config.train_stage == 1 else expert.num_layers
     mode = config.vla_config().vlm_mode
     if mode == "frozen":

@@ -9,7 +9,7 @@ import numpy as np
 
 from apt.checkpoint import BEST, LATEST, load_checkpoint, remove_leftovers, save_checkpoint, write_config
 from apt.configs import ConfigError, TrainConfig
-from apt.state_dict_adapter import checkpoint_stage
+from apt.pretrained import Origin
 
 _CONTINUE = {0: "--stage 0 --va-conti", 1: "--stage 1 --vla-conti"}
 
@@ -35,7 +35,7 @@ def check_run_dir(config: TrainConfig) -> None:
 
 def _check_resumed(config: TrainConfig, latest: Path) -> None:
     content = load_checkpoint(latest)
-    stage, done = checkpoint_stage(content["weights"]), content.get("current_iters")
+    stage, done = Origin.of(content).stage, content.get("current_iters")
     if stage is not None and stage != config.train_stage:
         raise ConfigError(
             f"{latest} is a stage-{stage} run's, and stage {config.train_stage} was asked to resume it; use "

@@ -14,13 +14,18 @@ LORA_RANK = 16
 LORA_ALPHA = 16
 _LORA_TARGETS = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
 # Kept in float32 whatever the parameters' dtype: small updates to them are lost in bfloat16's rounding.
+_KEYS_VALUES = re.compile(r"input_layernorm\.|self_attn\.(k_proj|k_norm|v_proj)\.")  # a decoder layer's
 _FLOAT32_PARAMETERS = re.compile(r"norm|patch_embed|pos_embed|embed_tokens")
 
 
-def set_mode(model: nn.Module, mode: str, num_layers: int) -> None:
-    """Choose what trains: nothing, LoRA adapters, or everything that can reach decoder layer ``num_layers - 1``.
+def set_mode(model: nn.Module, mode: str, layers: tuple[int, ...], kv_layers: tuple[int, ...]) -> None:
+    """Choose what trains: nothing, LoRA adapters, or everything that can reach what is read.
 
-    Parameters behind the last layer that is run get no gradient and stay frozen.
+    Parameters behind that get no gradient and stay frozen.
+
+    Args:
+        layers: decoder layers whose residual stream is read.
+        kv_layers: decoder layers whose keys and values are read.
     """
     if mode not in VLM_MODES:
         raise ValueError(f"unknown VLM mode {mode!r}; choose from {', '.join(VLM_MODES)}")
@@ -32,17 +37,24 @@ def set_mode(model: nn.Module, mode: str, num_layers: int) -> None:
         inject_adapter_in_model(config, model)
     for name, parameter in model.named_parameters():
         wanted = "lora_" in name if mode == "lora" else mode == "full"
-        parameter.requires_grad_(wanted and _is_run(name, num_layers))
+        parameter.requires_grad_(wanted and _is_run(name, layers, kv_layers))
 
 
-def _is_run(name: str, num_layers: int) -> bool:
+def layers_run(layers: tuple[int, ...], kv_layers: tuple[int, ...]) -> int:
+    """How many decoder layers run whole; of one behind them, keys and values may be computed alone."""
+    return max([layer + 1 for layer in layers] + list(kv_layers), default=0)
+
+
+def _is_run(name: str, layers: tuple[int, ...], kv_layers: tuple[int, ...]) -> bool:
     if name.startswith(("lm_head.", "model.language_model.norm.")):
         return False
-    layer = re.search(r"language_model\.layers\.(\d+)\.", name)
     level = re.search(r"deepstack_merger_list\.(\d+)\.", name)
-    if layer or level:
-        return int((layer or level).group(1)) < num_layers
-    return True
+    if level:
+        return int(level.group(1)) < layers_run(layers, kv_layers)
+    layer = re.search(r"language_model\.layers\.(\d+)\.(.*)", name)
+    if layer is None or int(layer.group(1)) < layers_run(layers, kv_layers):
+        return True
+    return int(layer.group(1)) in kv_layers and bool(_KEYS_VALUES.match(layer.group(2)))
 
 
 def set_trained_dtype(model: nn.Module, dtype: torch.dtype) -> None:
@@ -80,15 +92,17 @@ class Qwen3VLEncoder(nn.Module):
         position_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         layers: tuple[int, ...],
-    ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
-        """Multimodal input embeddings and the residual stream after ``layers``.
+        kv_layers: tuple[int, ...] = (),
+    ) -> tuple[torch.Tensor, dict[int, torch.Tensor], dict[int, torch.Tensor]]:
+        """Multimodal input embeddings, the residual stream after ``layers``, keys and values of ``kv_layers``.
 
         Args:
             images: (Nimg, 3, H, W) uint8, in the order of their placeholders in ``input_ids``.
             input_ids: (B, L); position_ids: (3, B, L); attention_mask: (B, L) bool.
-            layers: decoder layers, ascending; later ones are not run.
+            layers, kv_layers: decoder layers, ascending; later ones are not run.
         Returns:
-            (B, L, C) and one (B, L, C) per layer: after DeepStack's addition, what the next layer reads.
+            (B, L, C); one (B, L, C) per layer: after DeepStack's addition, what the next layer reads; and one
+            (B, L, 2 * key-value heads * d) per layer: its own keys, rotary positions in, and behind them its values.
         """
         text = self.model.model.language_model
         embeds = text.embed_tokens(input_ids)
@@ -106,11 +120,32 @@ class Qwen3VLEncoder(nn.Module):
             len(causal), dtype=torch.bool, device=causal.device
         )
         rotary = text.rotary_emb(embeds, position_ids)
-        x, streams = embeds, {}
-        for index in range(max(layers, default=-1) + 1):
+        x, streams, keys_values = embeds, {}, {}
+        num_layers = layers_run(layers, kv_layers)
+        for index in range(max([num_layers, *(layer + 1 for layer in kv_layers)])):
+            if index in kv_layers:
+                keys_values[index] = _keys_values(text.layers[index], x, *rotary)
+            if index == num_layers:
+                break
             x = text.layers[index](x, attention_mask=mask, position_embeddings=rotary)
             if index < len(levels):
                 x = x + levels[index]
             if index in layers:
                 streams[index] = x
-        return embeds, streams
+        return embeds, streams, keys_values
+
+
+def _keys_values(layer: nn.Module, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """A decoder layer's keys, as its attention compares them, and values, of its input (B, L, C).
+
+    Computed beside the layer's own: a hook would not see them under gradient checkpointing.
+    """
+    attention, normed = layer.self_attn, layer.input_layernorm(x)
+    keys = attention.k_norm(attention.k_proj(normed).unflatten(-1, (-1, attention.head_dim)))
+    return torch.cat([rotate(keys, cos.unsqueeze(2), sin.unsqueeze(2)).flatten(-2), attention.v_proj(normed)], dim=-1)
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Qwen's rotary position embedding: ``x`` (B, L, heads, d), its halves turned; ``cos``, ``sin`` (B, L, 1, d)."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin

@@ -13,6 +13,7 @@ import torch
 
 from apt.action_transform import ACTION_DIM, GRIPPER, ROTATION, STATE_DIM, TRANSLATION
 from apt.layers.rotations import make_transform, rotation_from_quaternion
+from apt.objective import Objective
 
 
 class Modality:
@@ -22,6 +23,16 @@ class Modality:
     VISION = 1
     LANGUAGE = 2
     ACTION = 3
+
+
+@dataclass(frozen=True)
+class VLMReads:
+    """What an expert reads of the VLM. A feature index j stands for decoder layer ``j * vlm_layer_stride``."""
+
+    hidden_states: tuple[int, ...] = ()
+    """Features whose residual stream, after the layer, is read."""
+    keys_values: tuple[int, ...] = ()
+    """Features whose layer's own keys and values are read, as its attention uses them."""
 
 
 @dataclass
@@ -36,6 +47,9 @@ class VLMFeatures:
     norm_xy: torch.Tensor  # (B, L, 2), camera-plane coordinates of vision slots, 0 elsewhere
     world_from_cam: torch.Tensor  # (B, Ncam, 4, 4)
     camera_mask: torch.Tensor  # (B, Ncam) bool, cameras that count
+    keys_values: dict[int, tuple[torch.Tensor, torch.Tensor]] = dataclasses.field(default_factory=dict)
+    # feature index -> keys, with the VLM's rotary positions in, and values: (B, L, key-value heads, d) each
+    rotary_end: torch.Tensor | None = None  # (B,) int64, the VLM's rotary position behind the last token given here
 
     @property
     def valid(self) -> torch.Tensor:
@@ -59,7 +73,7 @@ class TrainingDraws:
 
     world_quaternion: torch.Tensor  # (B, 4) wxyz, normalised on use: a uniformly random rotation of the world
     noise: torch.Tensor  # (B * K, Nee, Ta, 10), K draws per sample, a sample's draws side by side
-    timestep: torch.Tensor  # (B * K,) int64
+    timestep: torch.Tensor  # (B * K,), diffusion times as the network is told them
     history_noise: torch.Tensor | None = None  # (B, Nee, Th, 9), metres and r6 units
     ee_noise: torch.Tensor | None = None  # (B, Nee, 3), metres
 
@@ -72,7 +86,7 @@ class TrainingDraws:
         cls,
         robot: RobotState,
         num_future: int,
-        num_timesteps: int,
+        objective: Objective,
         pose_noise: bool = False,
         noise_samples: int = 1,
         generator: torch.Generator | None = None,
@@ -92,7 +106,7 @@ class TrainingDraws:
         draws = cls(
             world_quaternion=normal(batch, 4),
             noise=normal(batch * noise_samples, arms, num_future, ACTION_DIM),
-            timestep=torch.randint(num_timesteps, (batch * noise_samples,), device=device, generator=generator),
+            timestep=objective.draw_timesteps(batch * noise_samples, device, generator),
         )
         if pose_noise:
             draws.history_noise = normal(batch, arms, history, ACTION_DIM - 1)
@@ -104,7 +118,8 @@ class TrainingDraws:
 
 @dataclass
 class ExpertLoss:
-    """L1 on the predicted noise: ``total = 30 translation + 10 rotation + 10 gripper`` (scalars, attached)."""
+    """Mean errors of what the network predicted: ``total = 30 translation + 10 rotation + 10 gripper`` (scalars,
+    attached)."""
 
     total: torch.Tensor
     translation: torch.Tensor
@@ -117,17 +132,14 @@ class ExpertLoss:
         return {name: getattr(self, name).detach() for name in ("total", "translation", "rotation", "gripper")}
 
 
-def noise_loss(
-    predicted: torch.Tensor, noise: torch.Tensor, valid_ee: torch.Tensor, gripper_mask: torch.Tensor | None = None
-) -> ExpertLoss:
-    """Weighted L1, each part a mean pooled over all valid arms of the batch.
+def action_loss(error: torch.Tensor, valid_ee: torch.Tensor, gripper_mask: torch.Tensor | None = None) -> ExpertLoss:
+    """Weighted mean error, each part a mean pooled over all valid arms of the batch.
 
     Args:
-        predicted, noise: (B, Nee, Ta, 10).
+        error: (B, Nee, Ta, 10), of each number, see :meth:`apt.objective.Objective.error`.
         valid_ee: (B, Nee) bool.
         gripper_mask: (B, Nee) bool, arms whose gripper counts; None: all valid ones.
     """
-    error = (predicted.float() - noise).abs()
 
     def pooled(part: slice, arms: torch.Tensor) -> torch.Tensor:
         per_arm = error[..., part].mean(dim=(-2, -1))  # (B, Nee)

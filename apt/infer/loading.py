@@ -10,6 +10,7 @@ from torch import nn
 
 from apt.checkpoint import CheckpointError, load_checkpoint, read_config
 from apt.configs import TrainConfig, train_config_from_dict
+from apt.pretrained import Origin
 from apt.vla import VLA
 from train_utils.ema import apply_shadow, released_average
 
@@ -33,12 +34,13 @@ def load_policy(
     half = config.fp16 and device.type == "cuda"
     dtype = torch.bfloat16 if half else torch.float32
     model = VLA(config.vla_config(), frozen_dtype=dtype, random_vlm=config.random_vlm)
-    model.load_weights(content["weights"], content.get("vlm_weights"))
+    origin = Origin.of(content)
+    model.load_weights(content["weights"], content.get("vlm_weights"), origin)
     if use_ema:
         if not content.get("ema"):
             raise CheckpointError(f"{path} holds no EMA; train with --ema_enabled True, or load without use_ema")
         if average := released_average(content):
-            model.load_weights(*average)
+            model.load_weights(*average, origin)
         else:
             apply_shadow(model, content["ema"])
     return model.to(device).eval().requires_grad_(False), config

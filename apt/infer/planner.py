@@ -53,8 +53,8 @@ class TrajPlanner:
         ensemble: trajectories that are blended into the returned one; 0: none.
         use_ema: use the averaged weights.
         seed: of the diffusion noise.
-        steps: denoising steps; None: 20.
-        sampler: ``ddim``, or ``dpm`` for few steps (8 to 10).
+        steps: denoising steps; None: 20, under flow matching 10 (arch gr00t: 4).
+        sampler: ``ddim``, or ``dpm`` for few steps (8 to 10); under flow matching ``euler``. None: the first.
         compile: ``none``, ``compile`` or ``graphs``; see :class:`apt.infer.policy.Policy` and :meth:`warm_up`.
         chunking: real-time chunking instead of ensembling, which must be 0 then.
     Raises:
@@ -70,7 +70,7 @@ class TrajPlanner:
         use_ema: bool = False,
         seed: int = 0,
         steps: int | None = None,
-        sampler: str = "ddim",
+        sampler: str | None = None,
         compile: str = "none",
         chunking: RealTimeChunking | None = None,
     ) -> None:
@@ -84,7 +84,7 @@ class TrajPlanner:
         ensemble: int = 4,
         seed: int = 0,
         steps: int | None = None,
-        sampler: str = "ddim",
+        sampler: str | None = None,
         chunking: RealTimeChunking | None = None,
         config: str | dict | DataConfig | None = None,
     ) -> "TrajPlanner":
@@ -113,13 +113,14 @@ class TrajPlanner:
         ensemble: int,
         seed: int,
         steps: int | None,
-        sampler: str,
+        sampler: str | None,
         chunking: RealTimeChunking | None,
         config: str | dict | DataConfig | None,
     ) -> None:
         self.policy = policy
         policy.schedule(steps, sampler)  # checks them
-        self._steps, self._sampler = steps, sampler
+        self._steps = steps
+        self._sampler = policy.samplers[0] if sampler is None else sampler
         self._seed, self._generator = seed, policy.generator(seed)
         self._lock = threading.RLock()  # guards everything below
         self._prompt: str | None = None

@@ -14,12 +14,12 @@ from torch import nn
 
 from apt.action_transform import ACTION_DIM
 from apt.configs import TrainConfig
-from apt.diffusion import Guide, Schedule
 from apt.encoders.prompts import PromptTokenizer
-from apt.expert_context import SamplingRun
+from apt.experts.context import SamplingRun
 from apt.infer.loading import load_policy, merge_adapters
 from apt.infer.stages import GraphedStages, Stages, check_compile_mode
 from apt.infer.turns import FairLock
+from apt.objective import Guide, Schedule
 from apt.vla import VLA
 from data_utils.types import Observation
 
@@ -122,7 +122,7 @@ class Policy:
         generator: torch.Generator,
         samples: int = 1,
         steps: int | None = None,
-        sampler: str = "ddim",
+        sampler: str | None = None,
         guide: Guide | None = None,
     ) -> tuple[np.ndarray, dict[str, float]]:
         """Sample trajectories for one observation. Call it in one's :meth:`turn`.
@@ -131,7 +131,7 @@ class Policy:
             observation: of batch size 1, on any device.
             generator: from :meth:`generator`.
             samples: S.
-            steps, sampler: see :meth:`apt.diffusion.Diffusion.schedule`.
+            steps, sampler: see :meth:`apt.objective.Objective.schedule`.
             guide: actions to draw the samples towards.
         Returns:
             states (S, Ta, Nee, 17) in the world frame, float64, and the seconds of ``transfer``, ``vlm``, ``prefix``
@@ -152,12 +152,17 @@ class Policy:
         states = states.double().cpu().numpy()  # waits for the device
         return states, clock.seconds()
 
-    def schedule(self, steps: int | None = None, sampler: str = "ddim") -> Schedule:
-        """See :meth:`apt.diffusion.Diffusion.schedule`. Raises ``ValueError``."""
-        return self.model.expert.diffusion.schedule(steps, sampler)
+    @property
+    def samplers(self) -> tuple[str, ...]:
+        """What may be sampled by, the usual one first."""
+        return self.model.expert.objective.samplers
 
-    def _sampling_run(self, steps: int | None, sampler: str) -> SamplingRun:
-        key = (len(self.schedule(steps, sampler)), sampler)
+    def schedule(self, steps: int | None = None, sampler: str | None = None) -> Schedule:
+        """See :meth:`apt.objective.Objective.schedule`. Raises ``ValueError``."""
+        return self.model.expert.objective.schedule(steps, sampler)
+
+    def _sampling_run(self, steps: int | None, sampler: str | None) -> SamplingRun:
+        key = (len(self.schedule(steps, sampler)), self.samplers[0] if sampler is None else sampler)
         if key not in self._runs:
             self._runs[key] = self.model.expert.sampling_run(*key)
         return self._runs[key]

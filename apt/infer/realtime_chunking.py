@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from apt.action_transform import STATE_DIM, state_to_action
-from apt.diffusion import Guide
+from apt.objective import Guide
 from data_utils.resample import interpolate_poses, interpolate_values
 from data_utils.types import Observation
 

@@ -51,9 +51,9 @@ class ServiceConfig:
     compile: str = "none"
     """none, compile (torch.compile) or graphs (CUDA graphs too): faster queries after minutes of warm-up."""
     steps: int | None = None
-    """Denoising steps; by default 20."""
-    sampler: str = "ddim"
-    """ddim, or dpm for few steps (8 to 10)."""
+    """Denoising steps; by default 20, of flow matching 10 or 4."""
+    sampler: str | None = None
+    """ddim, or dpm for few steps (8 to 10); of flow matching euler. By default the policy's own."""
     seed: int = 0
     """Of each session's noise."""
     status_every: float = 60.0
@@ -100,14 +100,17 @@ def serve(config: ServiceConfig) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the server has handlers of its own
     try:
         # torch and the model's libraries take seconds to import; complaints and --status need not wait for them.
-        from apt.diffusion import Diffusion
+        from apt.checkpoint import read_config
+        from apt.configs import train_config_from_dict
         from apt.infer.planner import TrajPlanner
         from apt.infer.policy import pick_device
         from apt.infer.service_session import Checkpoint, PolicyService
         from apt.infer.stages import check_compile_mode
+        from apt.objective import make_objective
 
         check_compile_mode(config.compile, pick_device(config.device))
-        Diffusion().schedule(config.steps, config.sampler)
+        trained, _ = train_config_from_dict(read_config(config.ckpt))
+        make_objective(trained.objective).schedule(config.steps, config.sampler)
         try:
             server = ShmServer(lambda: service.session(), config.host, config.port, grace_s=_FINISH_S)
         except OSError as error:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import torch
 
-from apt.diffusion import Guide
-from apt.expert_context import SamplingRun
+from apt.experts.context import SamplingRun
+from apt.objective import Guide
 from apt.vla import VLA, robot_state
 from data_utils.types import Observation
 

@@ -16,12 +16,12 @@ from apt.layers.positions import PoseEncoding, RotaryEncoding
 class AttentionMask:
     """Which keys each query may attend to, in the form the kernels want: made once, used by every layer."""
 
-    bias: torch.Tensor  # (B, 1, Lq, Lk), 0 or -inf
-    sees_something: torch.Tensor  # (B, Lq, 1, 1), 1 or 0
+    bias: torch.Tensor  # (B, 1, Lq or 1, Lk), 0 or -inf
+    sees_something: torch.Tensor  # (B, Lq or 1, 1, 1), 1 or 0
 
     @classmethod
     def of(cls, mask: torch.Tensor, dtype: torch.dtype) -> "AttentionMask":
-        """From (B, Lq, Lk) bool, True = may attend, for queries of ``dtype``."""
+        """From (B, Lq, Lk) bool, True = may attend, (B, 1, Lk) where all queries are alike; queries are ``dtype``."""
         sees_something = mask.any(-1, keepdim=True)
         # Older kernels answer NaN for a query that may see nothing: let it see everything, then zero its output.
         hidden = ~mask & sees_something
@@ -49,7 +49,7 @@ def attention(
         from xformers.ops import memory_efficient_attention
 
         out = memory_efficient_attention(
-            q, k, v, attn_bias=None if bias is None else bias.expand(-1, q.shape[2], -1, -1)
+            q, k, v, attn_bias=None if bias is None else bias.expand(-1, q.shape[2], q.shape[1], -1)
         )
     else:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))

@@ -150,12 +150,14 @@ def _read(settings: PolicySettings) -> tuple[dict[str, Any], dict[str, Any]]:
     from apt.configs import train_config_from_dict
     from apt.infer.contract import ObservationContract
     from apt.infer.remote_service import checkpoint_sha256
+    from apt.objective import make_objective
 
     path = settings.ckpt
     try:
-        config = train_config_from_dict(read_config(path))[0].data_configs()[0]
+        trained, _ = train_config_from_dict(read_config(path))
     except CheckpointError as error:
         raise PolicyError(str(error)) from error
+    config = trained.data_configs()[0]
     return ObservationContract(config).to_dict(), {
         "checkpoint": {
             "name": f"{path.resolve().parent.name}/{path.name}",
@@ -165,7 +167,7 @@ def _read(settings: PolicySettings) -> tuple[dict[str, Any], dict[str, Any]]:
         "sampling": {
             "ensemble": settings.ensemble,
             "steps": settings.denoising_steps,
-            "sampler": "ddim",
+            "sampler": make_objective(trained.objective).samplers[0],
             "chunking": None,
         },
         "config": config.to_dict(),

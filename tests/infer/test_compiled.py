@@ -13,7 +13,7 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from apt.expert_context import SamplingRun
+from apt.experts.context import SamplingRun
 from apt.infer.planner import TrajPlanner
 from apt.infer.policy import PROMPT_BUCKET
 from apt.infer.realtime_chunking import RealTimeChunking

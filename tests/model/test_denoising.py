@@ -7,8 +7,9 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from safetensors.torch import load_file
 
-from apt.diffusion import SAMPLERS, Diffusion, Guide, Schedule
+from apt.diffusion import Diffusion
 from apt.experts.base import RobotState
+from apt.objective import Guide, Schedule
 from benchmarks.uncached_denoise import uncached_predict
 from scripts.golden_expert import features_from_golden, load_expert
 from tests.conftest import GOLDEN
@@ -79,7 +80,7 @@ NOISE = torch.randn(256, 10, generator=torch.Generator().manual_seed(0)).double(
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 20, 99, 100])
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", Diffusion.samplers)
 def test_samplers_take_the_steps_that_diffusers_takes(sampler, steps):
     diffusion = Diffusion()
     target = Mixture(diffusion, 3, 0.1)
@@ -107,7 +108,9 @@ def test_few_steps_of_dpm_come_closer_to_many_of_ddim_than_ddim_itself(modes, st
     diffusion = Diffusion()
     target = Mixture(diffusion, modes, std)
     many = draw(diffusion, target, 100, "ddim", NOISE)
-    error = {sampler: (draw(diffusion, target, steps, sampler, NOISE) - many).abs().mean() for sampler in SAMPLERS}
+    error = {
+        sampler: (draw(diffusion, target, steps, sampler, NOISE) - many).abs().mean() for sampler in Diffusion.samplers
+    }
     ten = (draw(diffusion, target, 10, "ddim", NOISE) - many).abs().mean()
     assert error["dpm"] < 0.8 * min(error["ddim"], ten)
 
@@ -123,7 +126,7 @@ def test_a_schedule_is_made_once_and_bad_ones_are_named():
         diffusion.schedule(10, "euler")
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", Diffusion.samplers)
 def test_a_guide_of_weight_one_is_met_exactly_and_of_weight_zero_changes_nothing(sampler):
     diffusion = Diffusion()
     target = Mixture(diffusion, 3, 0.05)

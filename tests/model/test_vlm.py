@@ -10,7 +10,7 @@ from PIL import Image
 from apt.encoders.hub import VLMLoadError, load_config, load_model, load_tokenizer, resolve
 from apt.encoders.prompts import PromptTokenizer
 from apt.encoders.vision_tower import patchify
-from apt.experts.base import Modality
+from apt.experts.base import Modality, VLMReads
 from apt.vlm import VLM, position_1d, token_coordinates
 from data_utils.letterbox import norm_xy
 from tests.model.helpers import make_observation
@@ -104,7 +104,7 @@ def _reference_streams(model, observation):
 
 @pytest.mark.parametrize("hw", [(64, 64), (64, 96)])
 def test_features_are_the_inputs_of_the_next_layer_of_hugging_faces_model(hw):
-    vlm = VLM("tiny", "frozen", layer_stride=1, required_features=(0, 1, 3), vision_only=False).eval()
+    vlm = VLM("tiny", "frozen", layer_stride=1, reads=VLMReads((0, 1, 3)), vision_only=False).eval()
     observation = make_observation(vlm, prompts=["pick up the can", "go"], hw=hw)
     features = vlm(observation)
     reference = load_model("tiny", torch.float32).eval()
@@ -119,7 +119,7 @@ def test_features_are_the_inputs_of_the_next_layer_of_hugging_faces_model(hw):
 
 
 def test_layers_behind_the_last_required_feature_are_not_run(monkeypatch):
-    vlm = VLM("tiny", "frozen", layer_stride=1, required_features=(0, 2), vision_only=False).eval()
+    vlm = VLM("tiny", "frozen", layer_stride=1, reads=VLMReads((0, 2)), vision_only=False).eval()
     calls = []
     for index, layer in enumerate(vlm.qwen.model.language_model.layers):
         layer.register_forward_hook(lambda *_args, index=index: calls.append(index))
@@ -140,7 +140,7 @@ def test_token_coordinates_are_the_mean_of_the_pixel_map():
 
 
 def test_modality_follows_masks_and_padding():
-    vlm = VLM("tiny", "frozen", 1, (0,), vision_only=False).eval()
+    vlm = VLM("tiny", "frozen", 1, VLMReads((0,)), vision_only=False).eval()
     observation = make_observation(vlm, ["a much longer prompt", "go"])
     observation.mask[0, -1, 0, :PIXELS] = False  # the first row of tokens of the first camera
     features = vlm(observation)
@@ -154,7 +154,7 @@ def test_modality_follows_masks_and_padding():
 
 
 def test_a_camera_with_an_empty_mask_is_not_shown():
-    vlm = VLM("tiny", "frozen", 1, (0,), vision_only=False).eval()
+    vlm = VLM("tiny", "frozen", 1, VLMReads((0,)), vision_only=False).eval()
     observation = make_observation(vlm, ["go", "go"], hidden=[(1, 0)])
     features = vlm(observation)
     assert set(features.camera[1].tolist()) == {-1, 1}
@@ -176,14 +176,14 @@ def test_a_model_loads_from_a_local_folder(tmp_path):
     from apt.encoders.tiny import save_tiny_qwen3vl
 
     save_tiny_qwen3vl(tmp_path)
-    vlm = VLM(str(tmp_path), "frozen", 1, (0,), vision_only=False)
-    built_in = VLM("tiny", "frozen", 1, (0,), vision_only=False)
+    vlm = VLM(str(tmp_path), "frozen", 1, VLMReads((0,)), vision_only=False)
+    built_in = VLM("tiny", "frozen", 1, VLMReads((0,)), vision_only=False)
     for name, parameter in vlm.qwen.state_dict().items():
         assert torch.equal(parameter, built_in.qwen.state_dict()[name]), name
 
 
 def test_training_works_after_serving_in_the_same_process():
-    vlm = VLM("tiny", "full", 1, (0, 1), vision_only=False)
+    vlm = VLM("tiny", "full", 1, VLMReads((0, 1)), vision_only=False)
     observation = make_observation(vlm, ["go"], hw=(64, 80))
     with torch.inference_mode():
         vlm(observation)

@@ -7,6 +7,7 @@ import sys
 
 import torch
 
+from apt.diffusion import Diffusion
 from apt.experts.base import TrainingDraws
 from apt.policy_config import VLAConfig
 from apt.vla import VLA, robot_state
@@ -23,7 +24,9 @@ def gradients(backend: DDPBackend, out: str) -> None:
     config = VLAConfig(model="tiny", vlm="tiny", vlm_layer_stride=1, vlm_mode="full", num_future=8)
     model = VLA(config).train()
     whole = make_batch(model.vlm, PROMPTS)
-    draws = TrainingDraws.draw(robot_state(whole.observation), 8, 100, True, generator=torch.Generator().manual_seed(1))
+    draws = TrainingDraws.draw(
+        robot_state(whole.observation), 8, Diffusion(), True, generator=torch.Generator().manual_seed(1)
+    )
     each = len(PROMPTS) // backend.world_size
     rows = slice(backend.rank * each, (backend.rank + 1) * each)
     model.expert.draw = lambda *_args, **_kw: _rows(draws, rows)

@@ -17,6 +17,7 @@ import pytest
 from apt.checkpoint import find_checkpoint, load_checkpoint, read_config
 from apt.configs import CONFIGS
 from apt.encoders.hub import resolve
+from apt.pretrained import Origin
 from benchmarks.qwen_sizes import qwen3_vl_2b_folder
 from tests.training.helpers import REPOSITORY
 from tests.training.processes import free_port
@@ -160,7 +161,7 @@ def test_flags_mean_what_the_document_says_before_they_are_made_smaller(place, m
     monkeypatch.setattr(launch, "_check_gpus", lambda gpus, present: None)
     monkeypatch.setattr(launch, "find_checkpoint", lambda name, folder: Path(name))
     monkeypatch.setattr(launch, "load_checkpoint", lambda path: {"weights": {}})
-    monkeypatch.setattr(launch, "checkpoint_stage", lambda weights: 1)
+    monkeypatch.setattr(launch.Origin, "of", lambda content: Origin("apt", 1))
     runs = {}
     for command in filter(trains, commands()):
         for stage in stages(command):

@@ -48,12 +48,33 @@ class KeysValuesBuffer:
 
 
 @dataclass
-class Context:
-    """The VL tokens as action tokens see them, and what of the action tokens is known beforehand."""
+class VLContext:
+    """What action tokens attend to, in the form that an architecture wants; a subclass holds tensors of batch first,
+    lists of them, and dataclasses of them."""
+
+    def with_buffers(self) -> "VLContext":
+        """For sampling, where the same keys and values meet those of new action tokens at every step."""
+        return self
+
+
+@dataclass
+class JointContext(VLContext):
+    """For blocks whose action tokens attend to VL tokens and to each other at once."""
 
     keys_values: list[KeysValues | KeysValuesBuffer]  # per block
     masks: list[AttentionMask]  # per block, of action queries: (B, 1, A, L + A)
     encodings: list[Encoding]  # per block, of action tokens
+
+    def with_buffers(self) -> "JointContext":
+        tokens = self.masks[0].bias.shape[-1] - self.keys_values[0].keys.shape[1]
+        return dataclasses.replace(self, keys_values=[block.with_room(tokens) for block in self.keys_values])
+
+
+@dataclass
+class Context:
+    """What denoising is given: what action tokens attend to, and what of themselves is known beforehand."""
+
+    vl: VLContext
     history: torch.Tensor  # (B, Nee, Th, h), history tokens
     future_identity: torch.Tensor  # (1, Nee, 1 or Ta, h), which arm and step a future token is
     ref_from_ee_position: torch.Tensor  # (B, Nee, 1, 3)
@@ -70,9 +91,8 @@ class Context:
         return dataclasses.replace(self, **repeated)
 
     def with_buffers(self) -> "Context":
-        """For sampling, where the same keys and values meet those of new action tokens at every step."""
-        tokens = self.masks[0].bias.shape[2]
-        return dataclasses.replace(self, keys_values=[block.with_room(tokens) for block in self.keys_values])
+        """See :meth:`VLContext.with_buffers`."""
+        return dataclasses.replace(self, vl=self.vl.with_buffers())
 
 
 @dataclass
@@ -88,8 +108,8 @@ class Prefix:
 class SamplingRun:
     """A schedule and everything that follows from it and the weights alone; made once, on the device."""
 
-    modulations: torch.Tensor  # (steps, blocks, 1, 4, h), see ``ActionExpert.modulations``
-    coefficients: torch.Tensor  # (steps, 5), see ``apt.diffusion.Schedule``
+    modulations: torch.Tensor  # (steps, blocks, 1, 4, h), see ``Expert.modulations``
+    coefficients: torch.Tensor  # (steps, 5), see ``apt.objective.Schedule``
 
     def __len__(self) -> int:
         return len(self.coefficients)

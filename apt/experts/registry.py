@@ -1,0 +1,30 @@
+"""The architectures of the action expert, by the name that ``arch`` has in a configuration."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from apt.experts.expert import Expert
+
+#: name -> ``module:class``; a module is imported where its architecture is used
+ARCHITECTURES = {
+    "apt": "apt.action_expert:ActionExpert",
+    "pi": "apt.experts.pi:PiExpert",
+    "gr00t": "apt.experts.gr00t:GR00TExpert",
+    "token_insertion": "apt.experts.token_insertion:TokenInsertionExpert",
+}
+
+
+def check_architecture(name: str) -> None:
+    """Raise ``ValueError`` for a name that is not registered."""
+    if name not in ARCHITECTURES:
+        raise ValueError(f"unknown arch {name!r}; choose from {', '.join(ARCHITECTURES)}")
+
+
+def get_architecture(name: str) -> type[Expert]:
+    """The class of an architecture. Raises ``ValueError`` for an unknown name."""
+    check_architecture(name)
+    module, _, attribute = ARCHITECTURES[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
