@@ -98,6 +98,11 @@ class VLM(nn.Module):
         return self.encoder.model
 
     @property
+    def num_layers(self) -> int:
+        """Decoder layers that run whole."""
+        return qwen3vl.layers_run(self.layers, self.kv_layers)
+
+    @property
     def stream_widths(self) -> list[int]:
         """Channels of each of the :meth:`streams`."""
         text = self.qwen.config.text_config

@@ -8,7 +8,7 @@ trains. Activations follow a model, per sample:
                                             through the blocks, as in apt)
     VLM      layers x tokens x (8 C + 2 (q + k + v) + 4 I); with gradient checkpointing C per layer and one layer whole
     vision   layers x patches x (16 d + 2 m), where the VLM is tuned in full
-    frozen   features x tokens x C
+    frozen   tokens x the channels of all that the expert reads
 
 of 2 bytes under bf16, else 4, for h the expert's width, C the VLM's, I its MLP's, q, k, v its heads', d and m the
 vision tower's. A prompt counts as 48 tokens. Under bf16 a copy of every float32 matrix that trains is added, which
@@ -23,16 +23,18 @@ import functools
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from apt.checkpoint import format_bytes
 from apt.configs import TrainConfig
-from apt.encoders.hub import load_config
-from apt.experts.registry import get_architecture
 from apt.policy_config import VLAConfig
 from data_utils.datasets import get_dataset_class
 from data_utils.loader import batches_per_epoch
+
+if TYPE_CHECKING:
+    from apt.vla import VLA
 
 PROMPT_TOKENS = 48
 STRATEGIES = ("DDP", "ZeRO-2", "ZeRO-3")
@@ -66,19 +68,24 @@ class Memory:
 
 
 def count_parameters(config: TrainConfig) -> tuple[Count, Count]:
-    """Of the expert and of the VLM, by a model without memory."""
+    """Of the expert and of the VLM."""
+    model = bare_model(config)
+    return _count(model.expert), _count(model.vlm)
+
+
+def bare_model(config: TrainConfig) -> VLA:
+    """The policy without memory for its tensors."""
     frozen = torch.bfloat16 if _is_half(config) else torch.float32
     trained = torch.bfloat16 if config.vlm_param_dtype == "bf16" else torch.float32
-    return _count_policy(dataclasses.replace(config.vla_config(), gradient_checkpointing=False), frozen, trained)
+    return _bare_model(dataclasses.replace(config.vla_config(), gradient_checkpointing=False), frozen, trained)
 
 
 @functools.cache
-def _count_policy(policy: VLAConfig, frozen: torch.dtype, trained: torch.dtype) -> tuple[Count, Count]:
+def _bare_model(policy: VLAConfig, frozen: torch.dtype, trained: torch.dtype) -> VLA:
     from apt.vla import VLA  # slow to import; the launcher that describes a plan seldom does
 
     with torch.device("meta"):
-        model = VLA(policy, frozen_dtype=frozen, trained_dtype=trained, random_vlm=True)
-    return _count(model.expert), _count(model.vlm)
+        return VLA(policy, frozen_dtype=frozen, trained_dtype=trained, random_vlm=True)
 
 
 def _is_half(config: TrainConfig) -> bool:
@@ -101,27 +108,25 @@ def _count(module: torch.nn.Module) -> Count:
 
 def activation_bytes(config: TrainConfig) -> float:
     """Of one step on one process, by this file's model; copies of weights included."""
-    qwen, expert = load_config(config.vlm), config.vla_config().expert_config()
-    text, vision = qwen.text_config, qwen.vision_config
+    model = bare_model(config)
+    expert, vlm = model.expert.config, model.vlm
+    text, vision = vlm.qwen.config.text_config, vlm.qwen.config.vision_config
     data = config.data_configs()
     side = vision.patch_size * vision.spatial_merge_size
     images = max(d.num_cameras * d.image_hw[0] * d.image_hw[1] for d in data)
     tokens = images // side**2 + (PROMPT_TOKENS if config.train_stage == 1 else 0)
     steps = (expert.num_history + expert.num_future) * max(d.num_arms for d in data)
-    kind = get_architecture(config.arch)
-    through = tokens * kind.carries_vl_tokens + config.noise_samples_per_obs * steps
-    numbers = kind.num_blocks(expert) * through * 20 * expert.width
-    features = 2 * expert.num_layers if config.train_stage == 1 else expert.num_layers
-    mode = config.vla_config().vlm_mode
-    if mode == "frozen":
-        numbers += features // 2 * tokens * text.hidden_size
+    through = tokens * model.expert.carries_vl_tokens + config.noise_samples_per_obs * steps
+    numbers = len(model.expert.blocks) * through * 20 * expert.width
+    if vlm.mode == "frozen":
+        numbers += tokens * sum(vlm.stream_widths)
     else:
-        layers = config.vlm_layer_stride * (expert.num_layers - 2) + 1
+        layers = vlm.num_layers
         heads = text.num_attention_heads + 2 * text.num_key_value_heads
         layer = 8 * text.hidden_size + 2 * heads * text.head_dim + 4 * text.intermediate_size
         kept = layers * text.hidden_size + layer if config.use_gradient_checkpointing else layers * layer
         numbers += tokens * kept
-        if mode == "full":
+        if vlm.mode == "full":
             layer = 16 * vision.hidden_size + 2 * vision.intermediate_size
             kept = vision.depth * layer
             if config.use_gradient_checkpointing:

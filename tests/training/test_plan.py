@@ -34,9 +34,13 @@ def test_parameters_are_counted_as_in_the_model_itself(stage, mode):
 
 
 @pytest.mark.parametrize("half", [False, True])
-@pytest.mark.parametrize("stage, mode", [(0, "frozen"), (1, "frozen"), (1, "lora"), (1, "full")])
-def test_the_activation_model_is_near_what_autograd_keeps(stage, mode, half):
-    planned = config(stage, mode, image_size=64, bs=4, fp16=half)
+@pytest.mark.parametrize(
+    "arch, stage, mode",
+    [("apt", 0, "frozen"), ("apt", 1, "frozen"), ("apt", 1, "lora"), ("apt", 1, "full"), ("pi", 1, "frozen")]
+    + [("pi", 1, "full"), ("gr00t", 1, "frozen"), ("gr00t", 1, "full"), ("token_insertion", 1, "full")],
+)
+def test_the_activation_model_is_near_what_autograd_keeps(arch, stage, mode, half):
+    planned = config(stage, mode, arch=arch, image_size=64, bs=4, fp16=half)
     model = VLA(planned.vla_config(), frozen_dtype=torch.bfloat16 if half else torch.float32).train()
     text = "put the can in the dark bin, then the milk"[: 48 - 14]
     batch = make_batch(model.vlm, [text] * 4, num_future=planned.vla_config().num_future)
