@@ -122,6 +122,24 @@ def test_every_backend_and_mode_agrees_with_one_process_and_resumes_the_others_r
             agree(losses(tmp_path, name), expected, range(FIRST + 1, LAST + 1))
 
 
+@needs_deepspeed
+@pytest.mark.slow
+def test_every_architecture_trains_sharded_as_in_one_process(tmp_path, located):
+    kinds = {
+        "pi": {"arch": "pi", "objective": "flow", **MODES["full"]},
+        "gr00t": {"arch": "gr00t", **MODES["lora"]},
+        "token_insertion": {"arch": "token_insertion", **MODES["full"]},
+    }
+    runs = []
+    for arch, fields in kinds.items():
+        alone(tmp_path, f"alone_{arch}", max_iterations=4, vis_interval=3, **fields)
+        for backend, own in BACKENDS.items():
+            runs.append((f"{backend}_{arch}", {"max_iterations": 4, "vis_interval": 3, **fields, **own}))
+    together(tmp_path, runs)
+    for name, fields in runs:
+        agree(losses(tmp_path, name), losses(tmp_path, f"alone_{fields['arch']}"), range(1, 5))
+
+
 def test_a_kill_between_the_files_of_a_save_leaves_shards_that_belong_to_the_checkpoint(tmp_path):
     latest = tmp_path / LATEST
 
