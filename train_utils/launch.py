@@ -28,6 +28,8 @@ from train_utils.plan import describe_plan
 from train_utils.run_dir import check_run_dir
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+# Fields on how the VLM trains, which stage 0 keeps frozen: given for both stages, they are meant for stage 1.
+_TRAINING_THE_VLM = {"lm_loss_weight": "0", "image_text_pairs": "None"}
 MEETING_PORT = 29500  # that several machines must agree on
 
 
@@ -138,6 +140,10 @@ def plan(command: str, argv: list[str]) -> tuple[argparse.Namespace, list[Stage]
     if args.stage in ("0", "both"):
         name = args.va_conti or args.va_name or f"{args.config}_va"
         own = ["--train_stage", "0", "--name", name] + (["--resume", "True"] if args.va_conti else [])
+        if args.stage == "both":
+            own += [
+                word for field, off in _TRAINING_THE_VLM.items() if _says(fields, field) for word in (f"--{field}", off)
+            ]
         if pretrained and not args.va_conti:
             own += ["--pretrained_ckpt", pretrained]
             ckpt_dir = parse_train_config(["--config", args.config, *fields]).ckpt_dir
