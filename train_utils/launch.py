@@ -75,6 +75,12 @@ def build_parser(command: str) -> argparse.ArgumentParser:
             metavar="CKPT",
             help="what to start from: a run name under the checkpoint root, a .pt, or an exported folder",
         )
+    else:
+        add(
+            "--one-stage",
+            action="store_true",
+            help="with --stage 1: train the VLA from fresh weights, without a VA prior",
+        )
     add("--bs", type=int, help="samples per process and pass (default, as of all below without one: the preset's)")
     add("--max-iter", type=int, help="iterations of each stage")
     add("--accum", type=int, help="passes per step, whose gradients are averaged")
@@ -118,6 +124,11 @@ def plan(command: str, argv: list[str]) -> tuple[argparse.Namespace, list[Stage]
         raise CommandLineError(f"--node-rank is {args.node_rank}; with --nnodes {args.nnodes}, wanted 0 to nnodes - 1")
     if args.port is not None and not 0 < args.port < 65536:
         raise CommandLineError(f"--port is {args.port}; wanted 1 to 65535")
+    one_stage = getattr(args, "one_stage", False)
+    if one_stage and (args.stage != "1" or args.va_name or args.va_conti):
+        raise CommandLineError(
+            "--one-stage trains without a VA prior: give --stage 1, and neither --va-name nor --va-conti"
+        )
     if args.node_timeout <= 0:
         raise CommandLineError(f"--node-timeout is {args.node_timeout:g}; wanted more than 0 seconds")
     for flag, field in (
@@ -161,7 +172,11 @@ def plan(command: str, argv: list[str]) -> tuple[argparse.Namespace, list[Stage]
             own += ["--vlm_lr", str(args.vlm_lr)]
         if args.vla_conti:
             own += ["--resume", "True"]
-        elif not _says(fields, "pretrained_ckpt"):
+        elif one_stage and (_says(fields, "pretrained_ckpt") or _says(fields, "load_from_va")):
+            raise CommandLineError(
+                "--one-stage starts from fresh weights; leave --pretrained_ckpt and --load_from_va out"
+            )
+        elif not one_stage and not _says(fields, "pretrained_ckpt"):
             own += _upstream(args, stages, fields, pretrained)
         stages.append(_stage(args, fields + own))
     return args, stages
