@@ -157,7 +157,7 @@ def plan(command: str, argv: list[str]) -> tuple[argparse.Namespace, list[Stage]
             ]
         if pretrained and not args.va_conti:
             own += ["--pretrained_ckpt", pretrained]
-            ckpt_dir = parse_train_config(["--config", args.config, *fields]).ckpt_dir
+            ckpt_dir = parse_train_config(["--config", args.config, *fields, *own]).ckpt_dir
             if Origin.of(load_checkpoint(find_checkpoint(pretrained, ckpt_dir))).stage == 1:
                 raise CommandLineError(
                     f"--pretrained-ckpt {pretrained} is a VLA already, and stage 0 trains a VA prior; use --stage 1"
@@ -177,7 +177,7 @@ def plan(command: str, argv: list[str]) -> tuple[argparse.Namespace, list[Stage]
                 "--one-stage starts from fresh weights; leave --pretrained_ckpt and --load_from_va out"
             )
         elif not one_stage and not _says(fields, "pretrained_ckpt"):
-            own += _upstream(args, stages, fields, pretrained)
+            own += _upstream(args, stages, fields + own, pretrained)
         stages.append(_stage(args, fields + own))
     return args, stages
 

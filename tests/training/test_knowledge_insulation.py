@@ -23,6 +23,7 @@ from tests.model.helpers import make_batch
 from tests.model.test_vlm import PATCH, twice
 from tests.training.helpers import losses, start_training, train
 from tests.training.test_deepspeed import BACKENDS, needs_deepspeed
+from train_utils import launch
 
 WEIGHT = 0.1
 PROMPTS = ["pick up the can and put it on the table", "go"]
@@ -274,3 +275,11 @@ def test_two_processes_train_every_parameter_and_sharded_ones_compute_the_same_l
         found[name] = [(row["loss/total"], row["loss/lm"], row["loss/lm_pairs"]) for row in rows]
     for name in ("zero2", "zero3"):
         torch.testing.assert_close(torch.tensor(found[name]), torch.tensor(found["ddp"]), rtol=1e-3, atol=1e-3)
+
+
+def test_what_says_how_the_vlm_trains_is_for_the_second_of_both_stages(tmp_path, located, pairs):
+    flags = f"--config debug --gpus cpu --vlm-mode full --lm_loss_weight 0.1 --image_text_pairs {pairs.file}".split()
+    argv = [*flags, "--knowledge_insulation", "True", "--ckpt_dir", str(tmp_path), "--log_dir", str(tmp_path)]
+    prior, vla = (stage.config for stage in launch.plan("train", argv)[1])
+    assert (prior.lm_loss_weight, prior.image_text_pairs) == (0, None)
+    assert (vla.lm_loss_weight, vla.image_text_pairs, vla.knowledge_insulation) == (0.1, str(pairs.file), True)
