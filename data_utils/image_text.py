@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -23,10 +23,16 @@ from data_utils.letterbox import fit
 from data_utils.loader import single_threaded, start_workers, without_traceback
 from data_utils.types import ImageTextBatch, TokenizedPrompt
 
-if TYPE_CHECKING:
-    from apt.encoders.prompts import PromptTokenizer
-
 FIELDS = ("image", "prompt", "answer")
+
+
+class Tokenizer(Protocol):
+    """What is asked of the policy's tokenizer (:class:`apt.encoders.prompts.PromptTokenizer`)."""
+
+    image_token: str
+    pad_id: int
+
+    def with_answer(self, prompt: str, answer: str) -> TokenizedPrompt: ...
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class ImageTextPairs(Dataset):
         DataError: the file or an image of it is missing, a line is malformed, or there is none.
     """
 
-    def __init__(self, file: str | Path, image_hw: tuple[int, int], tokenize: PromptTokenizer) -> None:
+    def __init__(self, file: str | Path, image_hw: tuple[int, int], tokenize: Tokenizer) -> None:
         self.file, self._image_hw, self._tokenize = Path(file), image_hw, tokenize
         starts, numbers, start = [], [], 0
         try:

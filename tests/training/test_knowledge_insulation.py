@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import torch
 from apt import language_loss
 from apt.checkpoint import load_checkpoint
 from apt.configs import ConfigError, TrainConfig
-from apt.encoders.hub import load_config, load_model
+from apt.encoders.hub import load_config, load_model, resolve
 from apt.encoders.vision_tower import patchify
 from apt.policy_config import VLAConfig
 from apt.vla import VLA
@@ -31,11 +32,11 @@ FIVE_TARGETS = 4 * 5 * load_config("tiny").text_config.vocab_size  # bytes of th
 INSULATED = {"knowledge_insulation": True, "lm_loss_weight": WEIGHT}
 
 
-def policy(mode: str, **fields) -> VLA:
+def policy(mode: str, vlm: str = "tiny", random_vlm: bool = False, **fields) -> VLA:
     """The same weights for every mode and field; adapters that already do something."""
     torch.manual_seed(0)
-    config = VLAConfig(model="tiny", vlm="tiny", vlm_layer_stride=1, vlm_mode=mode, num_future=8, **fields)
-    model = VLA(config).train()
+    config = VLAConfig(model="tiny", vlm=vlm, vlm_layer_stride=1, vlm_mode=mode, num_future=8, **fields)
+    model = VLA(config, random_vlm=random_vlm).train()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -195,6 +196,19 @@ def test_without_insulation_the_vlm_learns_from_both_losses():
     for name, gradient in joint.items():
         parts = text[name] + actions[name] if name in actions else text[name]
         torch.testing.assert_close(gradient, parts, atol=1e-4 * float(gradient.abs().max()), rtol=1e-3)
+
+
+def test_a_head_of_its_own_trains_with_a_fully_tuned_vlm_alone(tmp_path):
+    folder = tmp_path / "untied"  # as the 8B is
+    shutil.copytree(resolve("tiny"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["tie_word_embeddings"] = config["tie_word_embeddings"] = False
+    (folder / "config.json").write_text(json.dumps(config))
+    for mode in ("full", "lora"):
+        model = policy(mode, **INSULATED, vlm=str(folder), random_vlm=True)
+        loss_of(model, batch_for(model)).total.backward()
+        heads = [name for name in gradients(model, "vlm.") if "lm_head" in name]
+        assert heads == (["vlm.encoder.model.lm_head.weight"] if mode == "full" else [])
 
 
 def test_detached_features_are_the_same_numbers_without_history():
