@@ -274,11 +274,10 @@ def test_a_bad_pair_ends_a_run_in_one_line(tmp_path, located, capsys):
 
 @needs_deepspeed
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["lora", "full"])
-def test_two_processes_train_every_parameter_and_sharded_ones_compute_the_same_losses(tmp_path, data_loc, pairs, mode):
+def test_two_processes_train_every_parameter_and_sharded_ones_compute_the_same_losses(tmp_path, data_loc, pairs):
     fields = {
-        "vlm_finetune_mode": mode, **INSULATED, "image_text_pairs": pairs.file, "image_text_bs": 2,
-        "gradient_accumulation_steps": 2, "use_gradient_checkpointing": mode == "lora", "max_iterations": 4,
+        "vlm_finetune_mode": "full", **INSULATED, "image_text_pairs": pairs.file, "image_text_bs": 2,
+        "gradient_accumulation_steps": 2, "use_gradient_checkpointing": True, "max_iterations": 3,
     }  # fmt: skip
     found = {}
     for name, backend in BACKENDS.items():
