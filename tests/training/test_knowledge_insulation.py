@@ -147,9 +147,9 @@ def test_recomputed_activations_and_half_precision_give_nearly_the_same_gradient
 # -- what trains on what -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["lora", "full"])
-def test_an_insulated_expert_learns_as_beside_a_frozen_vlm_and_the_vlm_from_text_alone(pairs, mode):
-    model = policy(mode, **INSULATED)
+@pytest.mark.parametrize("mode, arch", [("lora", "apt"), ("full", "apt"), ("full", "pi"), ("full", "gr00t")])
+def test_an_insulated_expert_learns_as_beside_a_frozen_vlm_and_the_vlm_from_text_alone(pairs, mode, arch):
+    model = policy(mode, arch=arch, **INSULATED)
     batch = batch_for(model, pairs)
     loss = loss_of(model, batch)
     loss.total.backward()
@@ -212,13 +212,19 @@ def test_a_head_of_its_own_trains_with_a_fully_tuned_vlm_alone(tmp_path):
 
 
 def test_detached_features_are_the_same_numbers_without_history():
-    model = policy("full")
-    features = model.vlm(batch_for(model).observation)
-    detached = features.detached()
-    assert features.inputs_embeds.requires_grad and not detached.inputs_embeds.requires_grad
-    for feature, stream in features.hidden_states.items():
-        assert not detached.hidden_states[feature].requires_grad
-        assert torch.equal(detached.hidden_states[feature], stream)
+    def tensors(value):
+        if dataclasses.is_dataclass(value):
+            value = vars(value)
+        items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else []
+        return [value] if isinstance(value, torch.Tensor) else [tensor for item in items for tensor in tensors(item)]
+
+    for arch in ("apt", "pi"):
+        model = policy("full", arch=arch)
+        features = model.vlm(batch_for(model).observation)
+        with_history, without = tensors(features), tensors(features.detached())
+        assert sum(tensor.requires_grad for tensor in with_history) > 2
+        assert not any(tensor.requires_grad for tensor in without)
+        assert all(torch.equal(*pair) for pair in zip(with_history, without, strict=True))
 
 
 # -- runs --------------------------------------------------------------------------------------------------------------
