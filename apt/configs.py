@@ -47,6 +47,16 @@ class TrainConfig:
     """Master weights of trained VLM parameters: fp32, or bf16 to save memory (norms and embeddings stay fp32)."""
     use_gradient_checkpointing: bool = False
     """Recompute the VLM's activations in the backward pass."""
+    knowledge_insulation: bool = False
+    """No gradient from the action expert into the VLM, which then is frozen or trains on lm_loss_weight alone."""
+    lm_loss_weight: float = 0.0
+    """Weight of a language-modelling loss that trains the VLM (lora or full, stage 1) on the prompts' tokens beside
+    the actions; 0: none."""
+    image_text_pairs: str | None = None
+    """JSONL file of lines {"image": path relative to the file, "prompt": text, "answer": text}, whose answers the
+    language-modelling loss asks for too."""
+    image_text_bs: int = 8
+    """Image-text pairs per process and step."""
     action_step_embedding: bool = False
     """Tell action tokens which step they are (extension; False is what released models do)."""
     attention_backend: str = "sdpa"
@@ -147,7 +157,8 @@ class TrainConfig:
 
         require(self.train_stage in (0, 1), f"train_stage is {self.train_stage}; wanted 0 or 1")
         for field in ("bs", "gradient_accumulation_steps", "max_iterations", "log_interval", "sample_multiplex",
-                      "save_interval", "save_latest_interval", "prefetch_factor", "noise_samples_per_obs"):  # fmt: skip
+                      "save_interval", "save_latest_interval", "prefetch_factor", "noise_samples_per_obs",
+                      "image_text_bs"):  # fmt: skip
             require(getattr(self, field) >= 1, f"{field} is {getattr(self, field)}; it must be at least 1")
         for field in ("workers", "num_warmup", "ema_start", "vis_interval", "dataloader_timeout", "decode_threads"):
             require(getattr(self, field) >= 0, f"{field} is {getattr(self, field)}; it must not be negative")
@@ -196,6 +207,10 @@ class TrainConfig:
                 get_dataset_class(name)
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        require(
+            self.image_text_pairs is None or self.lm_loss_weight > 0,
+            "image_text_pairs are trained on by the language-modelling loss; give lm_loss_weight above 0",
+        )
         if self.cache_vlm_features is not None:
             self._check_cache(require)
 
@@ -245,6 +260,8 @@ class TrainConfig:
             action_step_embedding=self.action_step_embedding,
             attention_backend=self.attention_backend,
             gradient_checkpointing=self.use_gradient_checkpointing,
+            knowledge_insulation=self.knowledge_insulation,
+            lm_loss_weight=self.lm_loss_weight,
         )
 
     def data_configs(self) -> list[DataConfig]:

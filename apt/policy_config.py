@@ -99,6 +99,10 @@ class VLAConfig:
     action_step_embedding: bool = False
     attention_backend: str = "sdpa"
     gradient_checkpointing: bool = False
+    knowledge_insulation: bool = False
+    """Nothing that the expert learns changes the VLM."""
+    lm_loss_weight: float = 0.0
+    """Of the VLM's own loss, the prediction of the prompts' tokens; 0: none."""
 
     def __post_init__(self) -> None:
         if self.model not in SIZES:
@@ -109,6 +113,18 @@ class VLAConfig:
         if self.train_stage == 0 and self.vlm_mode != "frozen":
             raise ValueError(
                 f"stage 0 trains the VA prior with a frozen VLM; vlm mode {self.vlm_mode!r} is for stage 1"
+            )
+        if not 0 <= self.lm_loss_weight < float("inf"):
+            raise ValueError(f"lm_loss_weight is {self.lm_loss_weight}; wanted 0 (none) or more")
+        if self.lm_loss_weight > 0 and self.vlm_mode == "frozen":
+            raise ValueError(
+                f"lm_loss_weight {self.lm_loss_weight:g} needs a VLM that trains: train_stage 1 with vlm_finetune_mode "
+                "lora or full"
+            )
+        if self.knowledge_insulation and self.vlm_mode != "frozen" and self.lm_loss_weight == 0:
+            raise ValueError(
+                f"knowledge_insulation leaves a VLM in mode {self.vlm_mode!r} nothing to train on; give "
+                "lm_loss_weight, or vlm_finetune_mode frozen"
             )
 
     def expert_config(self) -> ExpertConfig:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import resource
 import signal
@@ -24,8 +25,9 @@ from apt.pretrained import CheckpointMismatch, Origin
 from apt.vla import VLA
 from data_utils.datasets import get_dataset_class
 from data_utils.errors import DataError
+from data_utils.image_text import ImageTextPairs, image_text_batches
 from data_utils.loader import build_loader
-from data_utils.types import Batch
+from data_utils.types import Batch, ImageTextBatch
 from train_utils.backend import Backend, DDPBackend
 from train_utils.bad_episodes import SKIPPED, BadEpisodes
 from train_utils.deepspeed_backend import DeepSpeedBackend
@@ -125,6 +127,10 @@ class Trainer:
             sample_by=config.sample_by,
         )
         self.loader.mixture.block_paths(self.bad.blocked)
+        self.pairs = None
+        if config.image_text_pairs is not None:
+            self.pairs = ImageTextPairs(config.image_text_pairs, size, tokenize)
+            self._say(f"image-text pairs: {len(self.pairs)} in {config.image_text_pairs}")
         self.epoch, self._epoch_samples = 0, 0
         if config.resume:
             self._resume(start)
@@ -258,6 +264,7 @@ class Trainer:
     def _batches(self, stopwatch: Stopwatch) -> Iterator[Batch]:
         """Endless batches on the device, starting where a resumed run left its epoch."""
         global_batch = self.config.bs * self.backend.world_size
+        image_text = self._image_text()
         while True:
             self.sampler.set_epoch(self.epoch)
             self.sampler.set_start(self._epoch_samples // global_batch)
@@ -267,6 +274,8 @@ class Trainer:
             while True:
                 began = time.perf_counter()
                 batch = next(iterator, None)
+                if batch is not None:
+                    batch.image_text = next(image_text)
                 stopwatch.waited(time.perf_counter() - began)
                 if batch is None:
                     break
@@ -274,6 +283,24 @@ class Trainer:
                 self.bad.add(batch.skipped)
                 yield batch.to(self.backend.device).recolored()
             self.epoch, self._epoch_samples = self.epoch + 1, 0
+
+    def _image_text(self) -> Iterator[ImageTextBatch | None]:
+        """What goes with each batch, on the CPU: image-text pairs, or endlessly nothing."""
+        config, backend = self.config, self.backend
+        if self.pairs is None:
+            return itertools.repeat(None)
+        return image_text_batches(
+            self.pairs,
+            batch_size=config.image_text_bs,
+            start=self.iteration * config.gradient_accumulation_steps,
+            rank=backend.rank,
+            world_size=backend.world_size,
+            seed=config.seed,
+            workers=config.workers,
+            prefetch_factor=config.prefetch_factor,
+            pin_memory=config.pin_memory and backend.device.type == "cuda",
+            timeout=config.dataloader_timeout,
+        )
 
     def _exchange_bad_episodes(self) -> None:
         self.bad.exchange(self.backend)
@@ -329,7 +356,7 @@ class Trainer:
             memory = torch.cuda.max_memory_allocated(device) / 2**30
         else:
             memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        values = {f"loss/{name}": means[name] for name in ("total", "translation", "rotation", "gripper")}
+        values = {f"loss/{name}": means[name] for name in means if name != "grad_norm"}
         values |= {"train/grad_norm": means["grad_norm"], "train/samples_per_s": rate, "train/data_wait": waiting}
         values |= {"train/memory_gib": memory, "train/skipped_steps": skipped}
         values |= {"data/bad_episodes": len(self.bad), "data/loader_restarts": self.loader.restarts}
@@ -339,10 +366,11 @@ class Trainer:
             values["data/cache_hits"] = self.cache.hit_share()
             cached = f" cache {values['data/cache_hits']:.0%}{' (full)' if self.cache.is_full else ''}"
         self.run_dir.scalars(self.iteration, values)
+        text = "".join(f"{name.replace('_', ' ')} {means[name]:.3f} " for name in ("lm", "lm_pairs") if name in means)
         left = (config.max_iterations - self.iteration) * seconds
         self._say(
             f"{self.iteration}/{config.max_iterations} loss {means['total']:.3f} (trans {means['translation']:.3f} "
-            f"rot {means['rotation']:.3f} grip {means['gripper']:.3f}) lr {lr:.1e} {rate:.1f} samples/s "
+            f"rot {means['rotation']:.3f} grip {means['gripper']:.3f}) {text}lr {lr:.1e} {rate:.1f} samples/s "
             f"data {waiting:.0%}{cached} mem {memory:.1f} GiB left {format_duration(left)}"
             + (f" skipped {skipped}" if skipped else "")
             + (f" bad episodes {len(self.bad)}" if len(self.bad) else "")

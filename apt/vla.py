@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import nn
 
 from apt.action_transform import ACTION_DIM
 from apt.experts.base import ExpertLoss, RobotState, VLMFeatures
 from apt.experts.registry import get_architecture
+from apt.language_loss import LanguageLoss
 from apt.policy_config import VLAConfig
 from apt.pretrained import CheckpointMismatch, LoadReport, Origin, plan_load
 from apt.state_dict_adapter import vlm_from_released, vlm_to_released
@@ -43,6 +46,7 @@ class VLA(nn.Module):
             frozen_dtype=frozen_dtype,
             trained_dtype=trained_dtype,
             random_weights=random_vlm,
+            language_modelling=config.lm_loss_weight > 0,
         )
         self._tuned_vlm_names = {name for name, p in self.vlm.qwen.named_parameters() if p.requires_grad}
         if config.gradient_checkpointing and config.vlm_mode != "frozen":
@@ -71,12 +75,19 @@ class VLA(nn.Module):
         observation = batch.observation
         robot = robot_state(observation)
         draws = self.expert.draw(robot, pose_noise, noise_samples, generator)
+        texts: list[LanguageLoss | None] = []
         if features is None:
             keep = None
             if camera_view_dropout > 0:
                 keep = draw_camera_keep(observation.camera_mask, camera_view_dropout, generator)
-            features = self.vlm(observation, keep)
-        return self.expert(features, robot, batch.future, draws, batch.gripper_mask)
+            if self.config.lm_loss_weight > 0:
+                features, *texts = self.vlm.features_and_language_loss(batch, keep)
+            else:
+                features = self.vlm(observation, keep)
+        if self.config.knowledge_insulation:
+            features = features.detached()
+        loss = self.expert(features, robot, batch.future, draws, batch.gripper_mask)
+        return add_language_loss(loss, *texts, self.config.lm_loss_weight) if texts else loss
 
     @torch.no_grad()
     def predict(
@@ -179,6 +190,13 @@ class VLA(nn.Module):
             self.vlm.qwen.load_state_dict(tuned, strict=False)
             self._tuned_vlm_names |= set(tuned)
         return report
+
+
+def add_language_loss(loss: ExpertLoss, prompts: LanguageLoss, pairs: LanguageLoss | None, weight: float) -> ExpertLoss:
+    """With ``weight`` times the mean over all predicted tokens, of prompts and of pairs alike, in its total."""
+    text = prompts if pairs is None else prompts + pairs
+    pairs_mean = None if pairs is None else pairs.mean.detach()
+    return dataclasses.replace(loss, total=loss.total + weight * text.mean, lm=text.mean.detach(), lm_pairs=pairs_mean)
 
 
 def robot_state(observation: Observation) -> RobotState:

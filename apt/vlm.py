@@ -10,8 +10,9 @@ from torch import nn
 from apt.encoders import hub, qwen3vl
 from apt.encoders.prompts import PromptTokenizer
 from apt.experts.base import Modality, VLMFeatures, VLMReads
+from apt.language_loss import LanguageLoss, next_token_loss
 from apt.policy_config import feature_layers
-from data_utils.types import Observation
+from data_utils.types import Batch, ImageTextBatch, Observation
 
 
 def vision_slots(
@@ -66,6 +67,7 @@ class VLM(nn.Module):
         vision_only: give the expert vision tokens alone (paper's Stage 1).
         frozen_dtype, trained_dtype: of parameters that do not train and that do.
         random_weights: see :func:`apt.encoders.hub.load_model`.
+        language_modelling: what trains includes all that :meth:`features_and_language_loss` runs.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class VLM(nn.Module):
         frozen_dtype: torch.dtype = torch.float32,
         trained_dtype: torch.dtype = torch.float32,
         random_weights: bool = False,
+        language_modelling: bool = False,
     ) -> None:
         super().__init__()
         self.mode = mode
@@ -88,7 +91,7 @@ class VLM(nn.Module):
         self.reads = reads
         self.layers = tuple(layers[feature] for feature in reads.hidden_states)
         self.kv_layers = tuple(layers[feature] for feature in reads.keys_values)
-        qwen3vl.set_mode(qwen, mode, self.layers, self.kv_layers)
+        qwen3vl.set_mode(qwen, mode, self.layers, self.kv_layers, with_head=language_modelling)
         qwen3vl.set_trained_dtype(qwen, trained_dtype)
         self.encoder = qwen3vl.Qwen3VLEncoder(qwen, *hub.load_image_statistics(name))
 
@@ -128,6 +131,22 @@ class VLM(nn.Module):
         """Features of the newest frame; ``camera_keep`` (B, Ncam) bool hides shown cameras (view dropout)."""
         return self.features(observation, self.streams(observation, camera_keep), camera_keep)
 
+    def features_and_language_loss(
+        self, batch: Batch, camera_keep: torch.Tensor | None = None
+    ) -> tuple[VLMFeatures, LanguageLoss, LanguageLoss | None]:
+        """What :meth:`forward` gives, and from the same pass how well the VLM predicts the prompts; then, where the
+        batch brings image-text pairs, how well it predicts their answers."""
+        observation, last = batch.observation, self.qwen.config.text_config.num_hidden_layers - 1
+        embeds, by_layer, keys_values = self._encode(observation, camera_keep, (*self.layers, last))
+        streams = [embeds, *(by_layer[layer] for layer in self.layers), *keys_values.values()]
+        prompts = next_token_loss(self.qwen, by_layer[last], observation.input_ids, batch.targets)
+        pairs = None if batch.image_text is None else self._pairs_loss(batch.image_text, last)
+        return self.features(observation, streams, camera_keep), prompts, pairs
+
+    def _pairs_loss(self, pairs: ImageTextBatch, last: int) -> LanguageLoss:
+        _, by_layer, _ = self.encoder(pairs.images, pairs.input_ids, pairs.position_ids, pairs.attention_mask, (last,))
+        return next_token_loss(self.qwen, by_layer[last], pairs.input_ids, pairs.targets)
+
     def expert_tokens(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """(B, L) bool, which tokens of the prompts the expert gets."""
         return input_ids == self.encoder.image_token_id if self.vision_only else attention_mask
@@ -144,25 +163,31 @@ class VLM(nn.Module):
             Input embeddings, the hidden states of ``reads``, then its keys and values side by side: (B, T, channels) of
             ``stream_widths``, a sample's tokens last.
         """
+        embeds, hidden_states, keys_values = self._encode(observation, camera_keep, self.layers)
+        streams = [embeds, *hidden_states.values(), *keys_values.values()]
+        if self.vision_only:
+            order = self._vision_last(observation)
+            streams = [_pick(stream, order) for stream in streams]
+        return streams
+
+    def _encode(
+        self, observation: Observation, camera_keep: torch.Tensor | None, layers: tuple[int, ...]
+    ) -> tuple[torch.Tensor, dict[int, torch.Tensor], dict[int, torch.Tensor]]:
+        """What the encoder gives: input embeddings, the streams after ``layers``, keys and values of ``kv_layers``."""
         attended = observation.attention_mask
         if camera_keep is not None:
             is_vision, camera, _ = self._slots(observation)
             attended = _without_hidden(attended, is_vision, camera, observation.camera_mask & camera_keep)
         no_grad = torch.no_grad() if self.mode == "frozen" else contextlib.nullcontext()
         with no_grad:
-            embeds, hidden_states, keys_values = self.encoder(
+            return self.encoder(
                 observation.rgb[:, -1].flatten(0, 1)[observation.image_index],
                 observation.input_ids,
                 observation.position_ids,
                 attended,
-                self.layers,
+                layers,
                 self.kv_layers,
             )
-            streams = [embeds, *hidden_states.values(), *keys_values.values()]
-            if self.vision_only:
-                order = self._vision_last(observation)
-                streams = [_pick(stream, order) for stream in streams]
-        return streams
 
     def features(
         self, observation: Observation, streams: list[torch.Tensor], camera_keep: torch.Tensor | None = None

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from data_utils.device_augment import ColorDraws, stack_draws
-from data_utils.types import Batch, Observation, Sample, TokenizedPrompt
+from data_utils.types import Batch, Observation, Sample, TextTargets, TokenizedPrompt
 
 STATE_DIM = 17
 
@@ -50,7 +50,9 @@ class Collator:
         cameras, arms = self.num_cameras, self.num_arms
         mask = _stack([sample.mask for sample in samples], 1, cameras, 0)  # (B, To, Ncam, H, W)
         camera_mask = mask[:, -1].any((-2, -1))  # (B, Ncam)
-        ids, position_ids, attention = self._tokens(samples, camera_mask.sum(-1))
+        shown = camera_mask.sum(-1).tolist()
+        prompts = [self.tokenize(sample.prompt, count) for sample, count in zip(samples, shown, strict=True)]
+        input_ids, position_ids, attention_mask, targets = pad_prompts(prompts, self.pad_id, self.pad_multiple)
         observation = Observation(
             rgb=torch.from_numpy(_stack([sample.rgb for sample in samples], 1, cameras, 0)),
             mask=torch.from_numpy(mask),
@@ -62,9 +64,9 @@ class Collator:
             valid_ee=torch.from_numpy(_stack([sample.valid_ee for sample in samples], 0, arms, False)),
             camera_mask=torch.from_numpy(camera_mask),
             image_index=torch.from_numpy(np.flatnonzero(camera_mask)),
-            input_ids=torch.from_numpy(ids),
-            position_ids=torch.from_numpy(position_ids),
-            attention_mask=torch.from_numpy(attention),
+            input_ids=input_ids,
+            position_ids=position_ids,
+            attention_mask=attention_mask,
             prompt=[sample.prompt for sample in samples],
         )
         return Batch(
@@ -73,6 +75,7 @@ class Collator:
             gripper_mask=torch.from_numpy(_stack([sample.gripper_mask for sample in samples], 0, arms, False)),
             timestamp=torch.tensor([sample.timestamp for sample in samples], dtype=torch.float64),
             source=[sample.source for sample in samples],
+            targets=targets,
             skipped=[skipped for sample in samples for skipped in sample.skipped],
             color=self._color(samples),
         )
@@ -82,21 +85,6 @@ class Collator:
         if deferred and len(deferred) < len(samples):
             raise ValueError("some samples of a batch leave colour changes to the device and others do not")
         return stack_draws(deferred, self.num_cameras) if deferred else None
-
-    def _tokens(self, samples: Sequence[Sample], shown: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        prompts = [self.tokenize(sample.prompt, int(n)) for sample, n in zip(samples, shown, strict=True)]
-        longest = max(len(prompt.ids) for prompt in prompts)
-        length = -(-longest // self.pad_multiple) * self.pad_multiple
-        ids = np.full((len(prompts), length), self.pad_id, np.int64)
-        # Padding is masked out; 1 is what Qwen's own position code writes there.
-        position_ids = np.ones((3, len(prompts), length), np.int64)
-        attention = np.zeros((len(prompts), length), bool)
-        for row, prompt in enumerate(prompts):
-            start = length - len(prompt.ids)
-            ids[row, start:] = prompt.ids
-            position_ids[:, row, start:] = prompt.position_ids
-            attention[row, start:] = True
-        return ids, position_ids, attention
 
     def _check(self, samples: Sequence[Sample]) -> None:
         if not samples:
@@ -113,6 +101,29 @@ class Collator:
             wanted = (len(first.rgb), *first.rgb.shape[-2:], len(first.history))
             if mine != wanted:
                 raise ValueError(f"{where} has (To, H, W, Th) = {mine}, another sample of the batch {wanted}")
+
+
+def pad_prompts(
+    prompts: Sequence[TokenizedPrompt], pad_id: int, multiple: int = 1
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, TextTargets]:
+    """Left-padded to one length L, a multiple of ``multiple``.
+
+    Returns:
+        Token ids (B, L), positions (3, B, L), attention mask (B, L) bool, and what a language-modelling loss asks for.
+    """
+    length = -(-max(len(prompt.ids) for prompt in prompts) // multiple) * multiple
+    ids = np.full((len(prompts), length), pad_id, np.int64)
+    # Padding is masked out; 1 is what Qwen's own position code writes there.
+    position_ids = np.ones((3, len(prompts), length), np.int64)
+    attention = np.zeros((len(prompts), length), bool)
+    for row, prompt in enumerate(prompts):
+        start = length - len(prompt.ids)
+        ids[row, start:] = prompt.ids
+        position_ids[:, row, start:] = prompt.position_ids
+        attention[row, start:] = True
+    counts = [prompt.num_targets for prompt in prompts]
+    targets = TextTargets(torch.tensor(counts), max(counts))
+    return torch.from_numpy(ids), torch.from_numpy(position_ids), torch.from_numpy(attention), targets
 
 
 REST_STATE = np.append(np.eye(4).reshape(16), 0.0)  # identity pose, closed gripper

@@ -96,9 +96,8 @@ class Loader:
     def _begin(self) -> Iterator[Batch]:
         loader = self._torch_loader()
         before = set(multiprocessing.active_children())
-        handler = signal.getsignal(signal.SIGCHLD)
         try:
-            batches = iter(loader)
+            batches = start_workers(loader)
         except RuntimeError as error:
             # Workers that stay from the epoch before have ended since, or are slow to take up the new one.
             dead = self._dead(patience=0.0)
@@ -108,10 +107,6 @@ class Loader:
                 raise
             self._end_workers()
             return self._begin()
-        finally:
-            # torch's handler would raise in the middle of whatever the main thread does when a worker dies.
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
         started = [process for process in multiprocessing.active_children() if process not in before]
         self._workers = started or self._workers
         return batches
@@ -122,7 +117,7 @@ class Loader:
             try:
                 return next(batches, None)
             except DataError as error:
-                raise _without_traceback(error) from error
+                raise without_traceback(error) from error
             except Exception as error:
                 if not self._workers or "in DataLoader worker process" in str(error):
                     raise
@@ -297,13 +292,28 @@ def build_loader(
 
 
 def _start_worker(worker: int) -> None:
-    """Workers are the parallelism; threads inside them only fight over the cores."""
-    cv2.setNumThreads(0)
-    torch.set_num_threads(1)
+    single_threaded(worker)
     get_worker_info().dataset.join(worker)
 
 
-def _without_traceback(error: DataError) -> DataError:
+def single_threaded(_worker: int) -> None:
+    """Workers are the parallelism; threads inside them only fight over the cores."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+def start_workers(loader: DataLoader) -> Iterator:
+    """``iter(loader)``, whose workers may die without torch's handler, which would raise in the middle of whatever
+    the main thread does; asking for the next batch finds them dead."""
+    handler = signal.getsignal(signal.SIGCHLD)
+    try:
+        return iter(loader)
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+
+
+def without_traceback(error: DataError) -> DataError:
     """The error as it was in the worker; torch puts the worker's traceback into the message."""
     for line in reversed(str(error).splitlines()):
         if "DataError: " in line:

@@ -54,6 +54,32 @@ class TokenizedPrompt:
 
     ids: np.ndarray  # (L,) int64
     position_ids: np.ndarray  # (3, L) int64: temporal, row and column position (multimodal RoPE)
+    num_targets: int = 0  # how many of the last tokens a language-modelling loss asks for
+
+
+@dataclass
+class TextTargets:
+    """Tokens that a language-modelling loss asks for: so many of the last ones of each left-padded row."""
+
+    counts: torch.Tensor  # (B,) int64
+    longest: int  # the largest count, known on the host: nothing waits for the device to learn it
+
+
+@dataclass
+class ImageTextBatch:
+    """Images with a prompt and its answer each, that a VLM trains on beside the robot's data (torch)."""
+
+    images: torch.Tensor  # (N, 3, H, W) uint8, letterboxed
+    input_ids: torch.Tensor  # (N, L) int64, left-padded
+    position_ids: torch.Tensor  # (3, N, L) int64
+    attention_mask: torch.Tensor  # (N, L) bool, False on padding
+    targets: TextTargets  # the answers, each with the token that ends the turn
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> "ImageTextBatch":
+        return _to(self, device, non_blocking)
+
+    def pin_memory(self) -> "ImageTextBatch":
+        return _map_tensors(self, torch.Tensor.pin_memory)
 
 
 @dataclass
@@ -106,9 +132,11 @@ class Batch:
     gripper_mask: torch.Tensor  # (B, Nee) bool
     timestamp: torch.Tensor  # (B,) float64
     source: list[str]  # B
+    targets: TextTargets  # the text behind each sample's last image, template included
     skipped: list[SkippedEpisode] = dataclasses.field(default_factory=list)  # of all samples
     color: ColorDraws | None = None  # changes of colour still to be made (B, Ncam, ...)
     stored: StoredStreams | None = None  # where it was looked up in a cache
+    image_text: ImageTextBatch | None = None  # what the VLM trains on beside these
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> "Batch":
         return _to(self, device, non_blocking)

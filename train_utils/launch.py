@@ -28,6 +28,8 @@ from train_utils.plan import describe_plan
 from train_utils.run_dir import check_run_dir
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+# Fields on how the VLM trains, which stage 0 keeps frozen: given for both stages, they are meant for stage 1.
+_TRAINING_THE_VLM = {"lm_loss_weight": "0", "image_text_pairs": "None"}
 MEETING_PORT = 29500  # that several machines must agree on
 
 
@@ -73,6 +75,12 @@ def build_parser(command: str) -> argparse.ArgumentParser:
             metavar="CKPT",
             help="what to start from: a run name under the checkpoint root, a .pt, or an exported folder",
         )
+    else:
+        add(
+            "--one-stage",
+            action="store_true",
+            help="with --stage 1: train the VLA from fresh weights, without a VA prior",
+        )
     add("--bs", type=int, help="samples per process and pass (default, as of all below without one: the preset's)")
     add("--max-iter", type=int, help="iterations of each stage")
     add("--accum", type=int, help="passes per step, whose gradients are averaged")
@@ -116,6 +124,11 @@ def plan(command: str, argv: list[str]) -> tuple[argparse.Namespace, list[Stage]
         raise CommandLineError(f"--node-rank is {args.node_rank}; with --nnodes {args.nnodes}, wanted 0 to nnodes - 1")
     if args.port is not None and not 0 < args.port < 65536:
         raise CommandLineError(f"--port is {args.port}; wanted 1 to 65535")
+    one_stage = getattr(args, "one_stage", False)
+    if one_stage and (args.stage != "1" or args.va_name or args.va_conti):
+        raise CommandLineError(
+            "--one-stage trains without a VA prior: give --stage 1, and neither --va-name nor --va-conti"
+        )
     if args.node_timeout <= 0:
         raise CommandLineError(f"--node-timeout is {args.node_timeout:g}; wanted more than 0 seconds")
     for flag, field in (
@@ -138,9 +151,13 @@ def plan(command: str, argv: list[str]) -> tuple[argparse.Namespace, list[Stage]
     if args.stage in ("0", "both"):
         name = args.va_conti or args.va_name or f"{args.config}_va"
         own = ["--train_stage", "0", "--name", name] + (["--resume", "True"] if args.va_conti else [])
+        if args.stage == "both":
+            own += [
+                word for field, off in _TRAINING_THE_VLM.items() if _says(fields, field) for word in (f"--{field}", off)
+            ]
         if pretrained and not args.va_conti:
             own += ["--pretrained_ckpt", pretrained]
-            ckpt_dir = parse_train_config(["--config", args.config, *fields]).ckpt_dir
+            ckpt_dir = parse_train_config(["--config", args.config, *fields, *own]).ckpt_dir
             if Origin.of(load_checkpoint(find_checkpoint(pretrained, ckpt_dir))).stage == 1:
                 raise CommandLineError(
                     f"--pretrained-ckpt {pretrained} is a VLA already, and stage 0 trains a VA prior; use --stage 1"
@@ -155,8 +172,12 @@ def plan(command: str, argv: list[str]) -> tuple[argparse.Namespace, list[Stage]
             own += ["--vlm_lr", str(args.vlm_lr)]
         if args.vla_conti:
             own += ["--resume", "True"]
-        elif not _says(fields, "pretrained_ckpt"):
-            own += _upstream(args, stages, fields, pretrained)
+        elif one_stage and (_says(fields, "pretrained_ckpt") or _says(fields, "load_from_va")):
+            raise CommandLineError(
+                "--one-stage starts from fresh weights; leave --pretrained_ckpt and --load_from_va out"
+            )
+        elif not one_stage and not _says(fields, "pretrained_ckpt"):
+            own += _upstream(args, stages, fields + own, pretrained)
         stages.append(_stage(args, fields + own))
     return args, stages
 

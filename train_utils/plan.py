@@ -9,6 +9,7 @@ trains. Activations follow a model, per sample:
     VLM      layers x tokens x (8 C + 2 (q + k + v) + 4 I); with gradient checkpointing C per layer and one layer whole
     vision   layers x patches x (16 d + 2 m), where the VLM is tuned in full
     frozen   tokens x the channels of all that the expert reads
+    text     with a language-modelling loss: all VLM layers, image-text pairs as samples of their own, a chunk's logits
 
 of 2 bytes under bf16, else 4, for h the expert's width, C the VLM's, I its MLP's, q, k, v its heads', d and m the
 vision tower's. A prompt counts as 48 tokens. Under bf16 a copy of every float32 matrix that trains is added, which
@@ -29,12 +30,14 @@ import torch
 
 from apt.checkpoint import format_bytes
 from apt.configs import TrainConfig
+from apt.language_loss import chunk_rows
 from apt.policy_config import VLAConfig
 from data_utils.datasets import get_dataset_class
 from data_utils.loader import batches_per_epoch
 
 if TYPE_CHECKING:
     from apt.vla import VLA
+    from apt.vlm import VLM
 
 PROMPT_TOKENS = 48
 STRATEGIES = ("DDP", "ZeRO-2", "ZeRO-3")
@@ -70,7 +73,7 @@ class Memory:
 def count_parameters(config: TrainConfig) -> tuple[Count, Count]:
     """Of the expert and of the VLM."""
     model = bare_model(config)
-    return _count(model.expert), _count(model.vlm)
+    return _count(model.expert), _count(model.vlm, config.lm_loss_weight > 0)
 
 
 def bare_model(config: TrainConfig) -> VLA:
@@ -92,13 +95,13 @@ def _is_half(config: TrainConfig) -> bool:
     return config.fp16 and config.device != "cpu"
 
 
-def _count(module: torch.nn.Module) -> Count:
+def _count(module: torch.nn.Module, predicts_text: bool = False) -> Count:
     numbers = {True: [0, 0], False: [0, 0]}
     for parameter in module.parameters():
         numbers[parameter.requires_grad][0] += parameter.numel()
         numbers[parameter.requires_grad][1] += parameter.numel() * parameter.element_size()
-    # A head that is tied to the token embedding is no matrix of the step: nothing is generated.
-    tied = {id(m.weight) for m in module.modules() if isinstance(m, torch.nn.Embedding)}
+    # A head that is tied to the token embedding is a matrix of the step where a loss asks for words.
+    tied = set() if predicts_text else {id(m.weight) for m in module.modules() if isinstance(m, torch.nn.Embedding)}
     matrices = [m.weight for m in module.modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv3d))]
     cast = [w for w in matrices if w.requires_grad and w.dtype == torch.float32 and id(w) not in tied]
     return Count(
@@ -121,20 +124,35 @@ def activation_bytes(config: TrainConfig) -> float:
     if vlm.mode == "frozen":
         numbers += tokens * sum(vlm.stream_widths)
     else:
-        layers = vlm.num_layers
-        heads = text.num_attention_heads + 2 * text.num_key_value_heads
-        layer = 8 * text.hidden_size + 2 * heads * text.head_dim + 4 * text.intermediate_size
-        kept = layers * text.hidden_size + layer if config.use_gradient_checkpointing else layers * layer
-        numbers += tokens * kept
-        if vlm.mode == "full":
-            layer = 16 * vision.hidden_size + 2 * vision.intermediate_size
-            kept = vision.depth * layer
-            if config.use_gradient_checkpointing:
-                kept = vision.depth * vision.hidden_size + layer
-            numbers += images // vision.patch_size**2 * kept
+        numbers += _trained_vlm_numbers(config, vlm, images)
+    numbers *= config.bs
+    if config.image_text_pairs is not None:
+        pair = max(d.image_hw[0] * d.image_hw[1] for d in data)
+        numbers += config.image_text_bs * _trained_vlm_numbers(config, vlm, pair)
+    logits = 0
+    if config.lm_loss_weight > 0:
+        targets = min(config.bs * PROMPT_TOKENS, chunk_rows(text.vocab_size))
+        logits = targets * text.vocab_size * (3 * 4 + (2 if config.fp16 else 0))  # with softmax and gradient
     if not config.fp16:
-        return float(4 * numbers * config.bs)
-    return float(2 * numbers * config.bs + sum(part.cast_bytes for part in count_parameters(config)))
+        return float(4 * numbers + logits)
+    return float(2 * numbers + logits + sum(part.cast_bytes for part in count_parameters(config)))
+
+
+def _trained_vlm_numbers(config: TrainConfig, vlm: VLM, pixels: int) -> int:
+    """Kept of one sample in a VLM that trains, ``pixels`` of all its images together."""
+    text, vision = vlm.qwen.config.text_config, vlm.qwen.config.vision_config
+    tokens = pixels // (vision.patch_size * vision.spatial_merge_size) ** 2 + PROMPT_TOKENS
+    heads = text.num_attention_heads + 2 * text.num_key_value_heads
+    layer = 8 * text.hidden_size + 2 * heads * text.head_dim + 4 * text.intermediate_size
+    layers = text.num_hidden_layers if config.lm_loss_weight > 0 else vlm.num_layers
+    checkpointing = config.use_gradient_checkpointing
+    kept = layers * text.hidden_size + layer if checkpointing else layers * layer
+    numbers = tokens * kept
+    if vlm.mode == "full":
+        layer = 16 * vision.hidden_size + 2 * vision.intermediate_size
+        kept = vision.depth * vision.hidden_size + layer if checkpointing else vision.depth * layer
+        numbers += pixels // vision.patch_size**2 * kept
+    return numbers
 
 
 def estimate_memory(config: TrainConfig, strategy: str, processes: int) -> Memory:
@@ -225,6 +243,9 @@ def _memory_table(config: TrainConfig, processes: int) -> list[str]:
     modes = [("frozen", False), ("lora", False), ("lora", True), ("full", False), ("full", True)]
     for mode, checkpointing in modes if config.train_stage == 1 else modes[:1]:
         changes = {"vlm_finetune_mode": mode, "use_gradient_checkpointing": checkpointing, "cache_vlm_features": None}
+        changes["knowledge_insulation"] = False  # costs nothing and saves nothing
+        if mode == "frozen":
+            changes |= {"lm_loss_weight": 0.0, "image_text_pairs": None}
         other = dataclasses.replace(config, **changes)
         is_own = mode == own and (mode == "frozen" or checkpointing == config.use_gradient_checkpointing)
         for strategy in STRATEGIES:

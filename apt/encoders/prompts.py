@@ -33,6 +33,11 @@ class PromptTokenizer:
     def pad_id(self) -> int:
         return self._tokenizer.pad_token_id if self._tokenizer.pad_token_id is not None else 0
 
+    @property
+    def image_token(self) -> str:
+        """The image placeholder, which no text may hold."""
+        return self._image_token
+
     def __call__(self, prompt: str, num_images: int) -> TokenizedPrompt:
         """Raises ``ValueError`` for a prompt that holds the image placeholder itself."""
         key = ("" if self._vision_only else prompt, num_images)
@@ -44,6 +49,22 @@ class PromptTokenizer:
         if len(self._cache) > _CACHE_SIZE:
             self._cache.popitem(last=False)
         return tokens
+
+    def with_answer(self, prompt: str, answer: str) -> TokenizedPrompt:
+        """A turn with one image, then the assistant's answer up to the token that ends its turn: these are targets.
+
+        Raises ``ValueError`` for texts that hold the image placeholder.
+        """
+        turn = self._tokenize(prompt, 1)
+        ids = [*self._tokenizer(answer, add_special_tokens=False)["input_ids"], self._tokenizer.eos_token_id]
+        if self._image_id in ids:
+            raise ValueError(f"the answer {answer!r} holds an image placeholder; remove {self._image_token!r} from it")
+        positions = turn.position_ids[:, -1:] + 1 + np.arange(len(ids))  # the turn ends with text: all three agree
+        return TokenizedPrompt(
+            ids=np.concatenate([turn.ids, np.array(ids, np.int64)]),
+            position_ids=np.concatenate([turn.position_ids, positions], axis=1),
+            num_targets=len(ids),
+        )
 
     def _tokenize(self, prompt: str, num_images: int) -> TokenizedPrompt:
         content = [{"type": "image"}] * num_images + [{"type": "text", "text": prompt}]
@@ -71,4 +92,7 @@ class PromptTokenizer:
         image_slots = np.repeat(is_image, repeats)
         inside[1, image_slots] = np.tile(np.repeat(np.arange(rows), columns), num_images)
         inside[2, image_slots] = np.tile(np.arange(columns), rows * num_images)
-        return TokenizedPrompt(ids=np.repeat(ids, repeats), position_ids=start + inside)
+        ids = np.repeat(ids, repeats)
+        # The text behind the last image; without one, all but the first token, which nothing comes before.
+        num_targets = len(ids) - 1 - int(np.flatnonzero(image_slots).max(initial=0))
+        return TokenizedPrompt(ids=ids, position_ids=start + inside, num_targets=num_targets)

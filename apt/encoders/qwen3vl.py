@@ -18,7 +18,9 @@ _KEYS_VALUES = re.compile(r"input_layernorm\.|self_attn\.(k_proj|k_norm|v_proj)\
 _FLOAT32_PARAMETERS = re.compile(r"norm|patch_embed|pos_embed|embed_tokens")
 
 
-def set_mode(model: nn.Module, mode: str, layers: tuple[int, ...], kv_layers: tuple[int, ...]) -> None:
+def set_mode(
+    model: nn.Module, mode: str, layers: tuple[int, ...], kv_layers: tuple[int, ...], with_head: bool = False
+) -> None:
     """Choose what trains: nothing, LoRA adapters, or everything that can reach what is read.
 
     Parameters behind that get no gradient and stay frozen.
@@ -26,6 +28,7 @@ def set_mode(model: nn.Module, mode: str, layers: tuple[int, ...], kv_layers: tu
     Args:
         layers: decoder layers whose residual stream is read.
         kv_layers: decoder layers whose keys and values are read.
+        with_head: whether all layers, the final norm and the language head are run.
     """
     if mode not in VLM_MODES:
         raise ValueError(f"unknown VLM mode {mode!r}; choose from {', '.join(VLM_MODES)}")
@@ -37,7 +40,7 @@ def set_mode(model: nn.Module, mode: str, layers: tuple[int, ...], kv_layers: tu
         inject_adapter_in_model(config, model)
     for name, parameter in model.named_parameters():
         wanted = "lora_" in name if mode == "lora" else mode == "full"
-        parameter.requires_grad_(wanted and _is_run(name, layers, kv_layers))
+        parameter.requires_grad_(wanted and (with_head or _is_run(name, layers, kv_layers)))
 
 
 def layers_run(layers: tuple[int, ...], kv_layers: tuple[int, ...]) -> int:

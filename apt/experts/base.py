@@ -56,6 +56,23 @@ class VLMFeatures:
         """(B, L) bool"""
         return self.modality != Modality.PAD
 
+    def detached(self) -> "VLMFeatures":
+        """The same features, through which no gradient reaches the VLM."""
+        return _detached(self)
+
+
+def _detached(value):
+    """A tensor, or a dict, list, tuple or dataclass of tensors, without its history."""
+    if isinstance(value, torch.Tensor):
+        return value.detach()
+    if isinstance(value, dict):
+        return {key: _detached(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_detached(item) for item in value)
+    if dataclasses.is_dataclass(value):
+        return type(value)(**{f.name: _detached(getattr(value, f.name)) for f in dataclasses.fields(value)})
+    return value
+
 
 @dataclass
 class RobotState:
@@ -127,9 +144,14 @@ class ExpertLoss:
     gripper: torch.Tensor
     finite: torch.Tensor
     """(B * K,) bool, which of the samples and their noise draws gave a finite error."""
+    lm: torch.Tensor | None = None
+    """Where the VLM trains on text too: its cross-entropy per token, which ``total`` then holds, weighted."""
+    lm_pairs: torch.Tensor | None = None
+    """The same of the answers of image-text pairs alone."""
 
     def metrics(self) -> dict[str, torch.Tensor]:
-        return {name: getattr(self, name).detach() for name in ("total", "translation", "rotation", "gripper")}
+        names = ("total", "translation", "rotation", "gripper", "lm", "lm_pairs")
+        return {name: value.detach() for name in names if (value := getattr(self, name)) is not None}
 
 
 def action_loss(error: torch.Tensor, valid_ee: torch.Tensor, gripper_mask: torch.Tensor | None = None) -> ExpertLoss:

@@ -19,6 +19,7 @@ from apt.configs import CONFIGS
 from apt.encoders.hub import resolve
 from apt.pretrained import Origin
 from benchmarks.qwen_sizes import qwen3_vl_2b_folder
+from tests.data.test_image_text import write_pairs
 from tests.training.helpers import REPOSITORY
 from tests.training.processes import free_port
 from tests.training.released import write_release
@@ -44,7 +45,8 @@ AS_WRITTEN = {
     "--stage", "--va-name", "--vla-name", "--va-conti", "--vla-conti", "--pretrained-ckpt", "--accum", "--vlm-mode",
     "--vlm-lr", "--gc", "--backend", "--ds-zero", "--dry-run", "--nnodes", "--node-rank", "--save-interval",
     "--action_step_embedding", "--augment", "--cache_vlm_features", "--cache_limit_gb", "--noise_samples_per_obs",
-    "--ema_enabled",
+    "--ema_enabled", "--one-stage", "--knowledge_insulation", "--lm_loss_weight", "--image_text_pairs",
+    "--image_text_bs",
 }  # fmt: skip
 EVERYWHERE = "--image_size 64 --sample_multiplex 20 --vis_interval 0".split()
 
@@ -134,6 +136,7 @@ def place(tmp_path, data_loc, monkeypatch):
     for name, text in PROGRAMS.items():
         (programs / name).write_text(f"#!/usr/bin/env bash\nset -eu\n{text.strip()}\n")
         (programs / name).chmod(0o755)
+    write_pairs(folder / "pairs")
     hub = tmp_path / "hub"
     write_release(hub / "apt_models" / "apt_vla", "ddp")
     shutil.copytree(resolve("tiny"), hub / "Qwen3-VL-8B-Instruct")
@@ -170,6 +173,15 @@ def test_flags_mean_what_the_document_says_before_they_are_made_smaller(place, m
     assert runs["vla"].gradient_accumulation_steps * runs["vla"].bs == 256
     assert runs["apt_va_2x8"].bs * 16 == 256 == runs["apt_va_slurm"].bs * 16
     assert runs["apt_vla_lora"].vlm_finetune_mode == "lora" and runs["apt_vla_lora"].vlm_lr == 5e-5
+    for name, has_prior, learns in (
+        ("one_stage_ki", False, False), ("one_stage_joint", False, True), ("two_stage_ki", True, False),
+        ("two_stage_joint", True, True),
+    ):  # fmt: skip
+        row = runs[name]
+        assert row.load_from_va == has_prior and row.bs * 8 == 256
+        assert row.knowledge_insulation != learns and row.vlm_finetune_mode == ("full" if learns else "frozen")
+    text = runs["two_stage_text"]
+    assert text.knowledge_insulation and text.lm_loss_weight > 0 and text.image_text_pairs is not None
     full = runs["apt_vla_full"]
     assert (full.vlm_finetune_mode, full.backend, full.ds_zero, full.resume) == ("full", "deepspeed", 3, True)
     assert runs["ft_released"].action_step_embedding is False and runs["ft_pp"].action_step_embedding is True
@@ -177,7 +189,7 @@ def test_flags_mean_what_the_document_says_before_they_are_made_smaller(place, m
 
 def test_every_scalar_is_explained():
     text = DOCS.read_text(encoding="utf-8")
-    assert [tag for tag in (*SCALARS, "data/cache_hits") if f"`{tag}`" not in text] == []
+    assert [tag for tag in (*SCALARS, "data/cache_hits", "loss/lm", "loss/lm_pairs") if f"`{tag}`" not in text] == []
 
 
 def qwen_folders(folder: Path) -> dict[str, Path]:
@@ -240,7 +252,8 @@ def check_run(stage: launch.Stage) -> None:
     path = find_checkpoint(config.name, config.ckpt_dir)
     content, saved = load_checkpoint(path), read_config(path)
     assert content["current_iters"] == config.max_iterations
-    for field in ("backend", "ds_zero", "train_stage", "vlm_finetune_mode", "gradient_accumulation_steps", "vlm_lr"):
+    for field in ("backend", "ds_zero", "train_stage", "vlm_finetune_mode", "gradient_accumulation_steps", "vlm_lr",
+                  "knowledge_insulation", "lm_loss_weight", "image_text_pairs"):  # fmt: skip
         assert saved[field] == getattr(config, field), (config.name, field)
     tuned = content.get("vlm_weights", {})
     adapted = {"frozen": False, "lora": True, "full": False}[config.vla_config().vlm_mode]

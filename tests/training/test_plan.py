@@ -23,9 +23,11 @@ def config(stage: int, mode: str, **changes):
     return dataclasses.replace(CONFIGS["debug"], train_stage=stage, vlm_finetune_mode=mode, device="cpu", **changes)
 
 
-@pytest.mark.parametrize("stage, mode", [(0, "frozen"), (1, "frozen"), (1, "lora"), (1, "full")])
-def test_parameters_are_counted_as_in_the_model_itself(stage, mode):
-    planned = config(stage, mode)
+@pytest.mark.parametrize(
+    "stage, mode, weight", [(0, "frozen", 0), (1, "frozen", 0), (1, "lora", 0), (1, "full", 0), (1, "full", 0.1)]
+)
+def test_parameters_are_counted_as_in_the_model_itself(stage, mode, weight):
+    planned = config(stage, mode, lm_loss_weight=float(weight))
     model = VLA(planned.vla_config())
     for part, count in zip((model.expert, model.vlm), count_parameters(planned), strict=True):
         assert count.trained == sum(p.numel() for p in part.parameters() if p.requires_grad)
@@ -35,12 +37,13 @@ def test_parameters_are_counted_as_in_the_model_itself(stage, mode):
 
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize(
-    "arch, stage, mode",
-    [("apt", 0, "frozen"), ("apt", 1, "frozen"), ("apt", 1, "lora"), ("apt", 1, "full"), ("pi", 1, "frozen")]
-    + [("pi", 1, "full"), ("gr00t", 1, "frozen"), ("gr00t", 1, "full"), ("token_insertion", 1, "full")],
+    "arch, stage, mode, weight",
+    [("apt", 0, "frozen", 0), ("apt", 1, "frozen", 0), ("apt", 1, "lora", 0), ("apt", 1, "lora", 0.1)]
+    + [("apt", 1, "full", 0), ("pi", 1, "frozen", 0), ("pi", 1, "full", 0), ("gr00t", 1, "frozen", 0)]
+    + [("gr00t", 1, "full", 0), ("token_insertion", 1, "full", 0)],
 )
-def test_the_activation_model_is_near_what_autograd_keeps(arch, stage, mode, half):
-    planned = config(stage, mode, arch=arch, image_size=64, bs=4, fp16=half)
+def test_the_activation_model_is_near_what_autograd_keeps(arch, stage, mode, weight, half):
+    planned = config(stage, mode, arch=arch, image_size=64, bs=4, fp16=half, lm_loss_weight=float(weight))
     model = VLA(planned.vla_config(), frozen_dtype=torch.bfloat16 if half else torch.float32).train()
     text = "put the can in the dark bin, then the milk"[: 48 - 14]
     batch = make_batch(model.vlm, [text] * 4, num_future=planned.vla_config().num_future)
