@@ -128,7 +128,7 @@ class Prior:
         return {"train": learned_fields(self.config)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cell:
     """A row and a seed.
 

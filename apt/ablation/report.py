@@ -60,13 +60,14 @@ class Line:
     """A row of the grid as measured.
 
     Args:
-        estimates: by key.
+        estimates: by key; values: of the seeds that are done, by key, scaled as the estimates.
         seeds: how many are done, of how many.
         failed: last words of cells that failed, by seed.
     """
 
     row: Row
     estimates: Mapping[str, Estimate]
+    values: Mapping[str, list[float]]
     seeds: tuple[int, int]
     failed: Mapping[int, str]
 
@@ -94,18 +95,17 @@ def build_report(study: Study) -> Report:
     for row in study.grid.rows:
         cells = [cell for cell in study.cells if cell.row == row]
         found = [done[cell] for cell in cells if cell in done]
-        estimates = {key: estimate(key, [values for values in found if key in values]) for key in keys}
+        by_key = {key: [values for values in found if key in values] for key in keys}
+        estimates = {key: estimate(key, given) for key, given in by_key.items() if given}
+        values = {key: [measure_of(key).scale * given[key] for given in by_key[key]] for key in estimates}
         failures = {cell.seed: study.failure(cell) for cell in cells if cell not in done}
         failed = {seed: words for seed, words in failures.items() if words is not None}
-        kept = {key: value for key, value in estimates.items() if value is not None}
-        lines.append(Line(row, kept, (len(found), len(cells)), failed))
+        lines.append(Line(row, estimates, values, (len(found), len(cells)), failed))
     return Report(study, lines, keys, _gains(study, done, keys))
 
 
-def estimate(key: str, results: Sequence[Mapping[str, float]]) -> Estimate | None:
-    """Of the number ``key`` over the seeds' results; None without any."""
-    if not results:
-        return None
+def estimate(key: str, results: Sequence[Mapping[str, float]]) -> Estimate:
+    """Of the number ``key`` over the seeds' results, one at least."""
     measure, values = measure_of(key), [result[key] for result in results]
     mean = math.fsum(values) / len(values)
     trials = [result.get(f"{key.rpartition('/')[0]}/{TRIALS}") for result in results]
@@ -198,13 +198,7 @@ def markdown(report: Report) -> str:
         titles = [setting or measure_of(key).title for setting, key in keys]
         parts.append((f"**{name}**\n\n" if name else "") + _table(report, titles, [key for _, key in keys]))
     if any(report.gains.values()):
-        keys = [key for key in report.keys if measure_of(key).is_rate] or report.keys
-        families = ["| 2-stage less 1-stage | " + " | ".join(_long(key) for key in keys) + " |"]
-        families.append("|---" * (len(keys) + 1) + "|")
-        for family, gains in report.gains.items():
-            shown = [_text(gains.get(key), measure_of(key).digits, signed=True) for key in keys]
-            families.append(f"| {family} | " + " | ".join(shown) + " |")
-        parts.append("\n".join(families))
+        parts.append(_gains_table(report))
     failed = [
         f"- {line.row.name}, seed {seed}: {words}" for line in report.lines for seed, words in line.failed.items()
     ]
@@ -237,6 +231,23 @@ def _table(report: Report, titles: Sequence[str], keys: Sequence[str]) -> str:
     return "\n".join(rows)
 
 
+def _gains_table(report: Report) -> str:
+    """Of the measures that have settings, or of all where none has."""
+    shown = panels(report.keys)
+    rows = []
+    for name, keys in ({name: keys for name, keys in shown.items() if name} or shown).items():
+        if not rows:
+            titles = [setting or measure_of(key).title for setting, key in keys]
+            rows = [
+                "| gain of 2-stage over 1-stage | of | " + " | ".join(titles) + " |",
+                "|---" * (2 + len(keys)) + "|",
+            ]
+        for family, gains in report.gains.items():
+            cells = [_text(gains.get(key), measure_of(key).digits, signed=True) for _, key in keys]
+            rows.append(f"| {name} | {family} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
 def _status(line: Line) -> str:
     done, wanted = line.seeds
     parts = [f"{done} of {wanted} seeds"] if done < wanted else []
@@ -248,11 +259,6 @@ def _text(value: Estimate | None, digits: int, signed: bool = False) -> str:
         return MISSING
     mean = f"{value.mean:{'+' if signed else ''}.{digits}f}"
     return mean if value.low is None else f"{mean} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
-
-
-def _long(key: str) -> str:
-    setting = key.rpartition("/")[0]
-    return f"{setting} {measure_of(key).title}".strip()
 
 
 def caption(report: Report) -> str:
@@ -274,11 +280,10 @@ def caption(report: Report) -> str:
     if any("/" in key for key in report.keys):
         lines.append(f"Rates: {study.sizes.episodes} episodes per setting and seed.")
     if "t" in methods:
-        lines.append("Brackets: 95% interval of the mean by Student's t over the seeds, rates cut at 0 and 100.")
+        lines.append("Intervals: 95%, of the mean by Student's t over the seeds, rates cut at 0 and 100.")
     if "wilson" in methods:
         lines.append(
-            "A rate of one seed, or the same for every seed, has Wilson's 95% interval over its pooled "
-            "episodes."
+            "A rate of one seed, or the same for every seed, has Wilson's 95% interval over its pooled episodes."
         )
     return " ".join(lines)
 
