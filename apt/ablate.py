@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import dataclasses
 import fcntl
+import importlib.util
 import os
 import re
 import shlex
@@ -26,7 +27,7 @@ from apt.ablation.grid import GRIDS, Grid, Iterations, expand, files_digest, sel
 from apt.ablation.presets import Sizes, sizes_for
 from apt.ablation.report import build_report, markdown, write_tables
 from apt.ablation.runner import REPOSITORY, Pace, Runner
-from apt.ablation.study import Recording, Step, Study, StudyError, gpus_of_jobs
+from apt.ablation.study import KINDS, Recording, Step, Study, StudyError, gpus_of_jobs
 from apt.cli import CommandLineError, parse_train_config
 from apt.configs import CONFIGS, ConfigError, TrainConfig
 from data_utils.data_loc import LOCATION_VARIABLE
@@ -104,6 +105,8 @@ def plan(argv: Sequence[str]) -> Plan:
     if CONFIGS[args.config].train_stage != 1 or base.train_stage != 1:
         raise ConfigError(f"--config {args.config} is of stage 0; an ablation starts from a preset of stage 1")
     load_evaluation(args.evaluation)
+    if args.demos is None or args.evaluation == "pickplace":
+        _check_simulator(base)
     slots = _slots(args)
     sizes = _sizes(args)
     cells = expand(grid, base, args.seeds, sizes.iterations)
@@ -112,6 +115,13 @@ def plan(argv: Sequence[str]) -> Plan:
     study = Study(out, grid, cells, args.config, data, demos, args.evaluation, sizes.evaluation)
     study.check()
     return Plan(args, study, recording, slots, Pace(study.folder / "pace.json", sizes.pace))
+
+
+def _check_simulator(base: TrainConfig) -> None:
+    if base.dataset_classes == (RECORDED,) and importlib.util.find_spec("robosuite") is None:
+        raise StudyError(
+            "the simulator is not installed: run bash scripts/setup.sh, or use --demos DIR with --evaluation open_loop"
+        )
 
 
 def _check_fields(grid: Grid, fields: Sequence[str]) -> None:
@@ -211,7 +221,8 @@ def describe(planned: Plan) -> str:
     left = planned.pace.seconds(steps, len(planned.slots))
     kinds = "; ".join(
         f"{sum(step.left() > 0 for step in steps if step.kind == kind)} x {kind}"
-        for kind in dict.fromkeys(step.kind for step in steps)
+        for kind in KINDS
+        if any(step.kind == kind for step in steps)
     )
     lines.append(f"left: {kinds}")
     about = (

@@ -17,6 +17,7 @@ from apt.ablation.grid import Cell, Grid, Prior, digest
 from apt.checkpoint import LATEST, atomic_write
 from apt.configs import CONFIGS, TrainConfig
 
+KINDS = ("record", "stage 0", "stage 1", "evaluation")
 LOG_FILE, FAILED_FILE = "log.txt", "failed.json"
 _CHECKPOINTS, _LOGS = "checkpoints", "logs"
 _OWN_FIELDS = ("name", "ckpt_dir", "log_dir", "train_stage", "device", "resume")  # the study gives these itself

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from pathlib import Path
 
 from apt.ablation.evaluation import RESULT_FILE, EvaluationSizes
 from apt.ablation.files import write_json
-from apt.ablation.grid import GRIDS, Cell, Iterations, digest, expand
+from apt.ablation.grid import GRIDS, Cell, Iterations, digest, expand, select_rows
 from apt.ablation.study import Study
 from apt.configs import get_config
 
@@ -15,11 +16,20 @@ SETTINGS = ("SO", "UO", "UC", "UOUE")
 ITERATIONS = Iterations(va=2, vla=3, one_stage=4)
 
 
-def make_study(out: Path, grid: str = "table2", seeds: int = 2, data: dict | None = None, **fields) -> Study:
-    base = get_config("debug").__class__(**{**get_config("debug").to_dict(), **fields})
-    cells = expand(GRIDS[grid], base, seeds, ITERATIONS)
+def make_study(
+    out: Path,
+    grid: str = "table2",
+    seeds: int = 2,
+    data: dict | None = None,
+    evaluation: str = "open_loop",
+    rows: list[str] | None = None,
+    **fields,
+) -> Study:
+    """A study of the debug preset with ``fields`` changed; nothing is written."""
+    chosen = select_rows(GRIDS[grid], rows)
+    cells = expand(chosen, dataclasses.replace(get_config("debug"), **fields), seeds, ITERATIONS)
     data = {"episodes": 6, "test_episodes": 2} if data is None else data
-    return Study(out, GRIDS[grid], cells, "debug", data, None, "open_loop", EvaluationSizes(episodes=10))
+    return Study(out, chosen, cells, "debug", data, None, evaluation, EvaluationSizes(episodes=10))
 
 
 def made_up(cell: Cell) -> dict[str, float]:
