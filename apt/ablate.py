@@ -14,7 +14,6 @@ import dataclasses
 import fcntl
 import importlib.util
 import os
-import re
 import shlex
 import sys
 import time
@@ -33,6 +32,7 @@ from apt.configs import CONFIGS, ConfigError, TrainConfig
 from data_utils.data_loc import LOCATION_VARIABLE
 from data_utils.datasets import get_dataset_class
 from train_utils.failures import FAILED, MISTAKE
+from train_utils.launch import check_gpus
 from train_utils.metrics import format_duration
 
 RECORDED = "PickPlaceCan"  # the dataset that the simulator's demonstrations are
@@ -158,10 +158,9 @@ def _slots(args: argparse.Namespace) -> list[str]:
         import torch
 
         gpus = ",".join(map(str, range(torch.cuda.device_count()))) or "cpu"
-    if gpus == "cpu":
-        return ["cpu"] * (args.jobs or 1)
-    if not re.fullmatch(r"\d+(,\d+)*", gpus):
-        raise CommandLineError(f"--gpus is {gpus!r}; wanted indices like 0,1,2,3, or cpu")
+    check_gpus(gpus, present=not (args.dry_run or args.report))
+    if gpus.startswith("cpu"):
+        return [gpus] * (args.jobs or 1)
     indices = gpus.split(",")
     return gpus_of_jobs(indices, args.jobs or len(indices))
 

@@ -344,7 +344,7 @@ CONFIGS: dict[str, TrainConfig] = {
         image_size=96,
         augment=False,
         bs=8,
-        noise_samples_per_obs=4,
+        noise_samples_per_obs=2,
         workers=0,
         fp16=False,
         max_lr=1e-3,
@@ -352,7 +352,7 @@ CONFIGS: dict[str, TrainConfig] = {
         ema_enabled=True,
         ema_start=0,
         ema_decay=0.98,
-        max_iterations=240,
+        max_iterations=160,
         log_interval=20,
         save_latest_interval=60,
         vis_interval=0,
@@ -364,7 +364,8 @@ CONFIGS: dict[str, TrainConfig] = {
         action_step_embedding=True,
     ),
     "finetune_pp": _finetune(dataset_classes=("PickPlaceCan",), sample_multiplex=1000),
-    "ablate": _finetune(dataset_classes=("PickPlaceCan",), sample_multiplex=1000, max_iterations=20000),
+    # As finetune_pp, for the cells of an ablation; vlm_lr counts where the VLM trains.
+    "ablate": _finetune(dataset_classes=("PickPlaceCan",), sample_multiplex=1000, max_iterations=20000, vlm_lr=1e-5),
     "finetune_libero": _finetune(dataset_classes=LIBERO_SUITES, sample_multiplex=1000, max_iterations=70000),
     "finetune_aloha_pp": _finetune(dataset_classes=("AlohaPickPlace",), sample_multiplex=1000),
     "finetune_aloha_pp_storage": _finetune(

@@ -95,7 +95,7 @@ GRIDS = {
 
 STAGE_1_ONLY = frozenset(
     "vlm_finetune_mode vlm_lr vlm_wd vlm_param_dtype use_gradient_checkpointing knowledge_insulation lm_loss_weight "
-    "image_text_pairs load_from_va pretrained_ckpt".split()
+    "image_text_pairs image_text_bs load_from_va pretrained_ckpt".split()
 )
 """Fields that stage 0, whose VLM is always frozen, does not read: cells that differ in these share their VA prior."""
 

@@ -29,9 +29,9 @@ SIZES = {
     "ablate_cpu": Sizes(
         episodes=60,
         test_episodes=6,
-        iterations=Iterations(va=120, vla=240, one_stage=240),
+        iterations=Iterations(va=100, vla=160, one_stage=160),
         evaluation=EvaluationSizes(
-            episodes=6,
+            episodes=5,
             max_steps=90,
             execute_steps=6,
             ensemble=2,
