@@ -335,29 +335,6 @@ CONFIGS: dict[str, TrainConfig] = {
         vis_interval=500,
         action_step_embedding=True,
     ),
-    # As quickstart, for the cells of an ablation: python -m apt.ablate --config ablate_cpu.
-    "ablate_cpu": TrainConfig(
-        model="tiny",
-        vlm="tiny",
-        vlm_layer_stride=1,
-        sample_multiplex=1000,
-        image_size=96,
-        augment=False,
-        bs=8,
-        noise_samples_per_obs=2,
-        workers=0,
-        fp16=False,
-        max_lr=1e-3,
-        num_warmup=20,
-        ema_enabled=True,
-        ema_start=0,
-        ema_decay=0.98,
-        max_iterations=160,
-        log_interval=20,
-        save_latest_interval=60,
-        vis_interval=0,
-        action_step_embedding=True,
-    ),
     "pretrain": TrainConfig(
         dataset_classes=("Droid", "AgibotWorldAlpha", *INTERN_A1, "InternM1Franka"),
         dataset_weights=(10.0, 10.0, 2.0, 2.0, 2.0, 2.0, 2.0),
@@ -373,6 +350,17 @@ CONFIGS: dict[str, TrainConfig] = {
     ),
     "finetune_aloha_pp_clutter": _finetune(dataset_classes=("AlohaPickPlaceClutter",), sample_multiplex=1000),
 }
+# For the cells of an ablation: python -m apt.ablate --config ablate_cpu.
+CONFIGS["ablate_cpu"] = dataclasses.replace(
+    CONFIGS["quickstart"],
+    noise_samples_per_obs=2,
+    workers=0,
+    num_warmup=20,
+    ema_decay=0.98,
+    max_iterations=160,
+    save_latest_interval=60,
+    vis_interval=0,
+)
 CONFIGS.update(
     {
         f"finetune_libero_{suite.removeprefix('Libero').lower()}": dataclasses.replace(

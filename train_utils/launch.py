@@ -195,7 +195,7 @@ def _stage(args: argparse.Namespace, fields: list[str]) -> Stage:
 
 
 def check_gpus(gpus: str, present: bool) -> None:
-    """Raises ``CommandLineError`` for what is no list of GPUs, or for a GPU that is not there and must be ``present``."""
+    """Raises ``CommandLineError`` for what is no list of GPUs, and for one not there that must be ``present``."""
     if re.fullmatch(r"cpu(,cpu)*", gpus):
         return
     if not re.fullmatch(r"\d+(,\d+)*", gpus):

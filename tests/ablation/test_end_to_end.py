@@ -23,7 +23,8 @@ pytestmark = [
 
 SMALL = """--grid table2 --rows ki_1stage,ki_2stage --config ablate_cpu --seeds 1 --gpus cpu --jobs 2 --bs 2
     --image_size 64 --demo-episodes 3 --demo-test-episodes 1 --va-iter 2 --vla-iter 2 --save_latest_interval 1
-    --eval-episodes 1 --eval-max-steps 8 --eval-denoising-steps 2 --eval-noise-seeds 2 --eval-every 40 --eval-image-size 64""".split()
+    --eval-episodes 1 --eval-max-steps 8 --eval-denoising-steps 2 --eval-noise-seeds 2 --eval-every 40
+    --eval-image-size 64""".split()
 
 
 def ablate(*flags: object) -> subprocess.Popen:
