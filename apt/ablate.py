@@ -36,6 +36,7 @@ from train_utils.launch import check_gpus
 from train_utils.metrics import format_duration
 
 RECORDED = "PickPlaceCan"  # the dataset that the simulator's demonstrations are
+MOST_RECORDERS = 16  # simulators side by side
 _GIVEN = "name ckpt_dir log_dir train_stage seed resume max_iterations pretrained_ckpt load_from_va device".split()
 
 
@@ -111,7 +112,7 @@ def plan(argv: Sequence[str]) -> Plan:
     sizes = _sizes(args)
     cells = expand(grid, base, args.seeds, sizes.iterations)
     out = args.out.absolute()
-    data, demos, recording = _data(args, base, sizes, out, len(slots))
+    data, demos, recording = _data(args, base, sizes, out)
     study = Study(out, grid, cells, args.config, data, demos, args.evaluation, sizes.evaluation)
     study.check()
     return Plan(args, study, recording, slots, Pace(study.folder / "pace.json", sizes.pace))
@@ -166,7 +167,7 @@ def _slots(args: argparse.Namespace) -> list[str]:
 
 
 def _data(
-    args: argparse.Namespace, base: TrainConfig, sizes: Sizes, out: Path, jobs: int
+    args: argparse.Namespace, base: TrainConfig, sizes: Sizes, out: Path
 ) -> tuple[dict, Path | None, Recording | None]:
     """What identifies the data, their folder, and how they are recorded; None for what there is not."""
     if args.demos is not None:
@@ -178,7 +179,7 @@ def _data(
         return {"files": files_digest(demos)}, demos, None
     if base.dataset_classes != (RECORDED,):
         return {"located": list(base.dataset_classes)}, None, None  # the user's own, as in training
-    workers = max(jobs, min(cores(), 8)) if jobs == 1 else jobs
+    workers = min(cores(), MOST_RECORDERS)
     recording = Recording(sizes.episodes, sizes.test_episodes, sizes.evaluation.image_size, workers)
     return recording.settings, out / "demos", recording
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from apt.ablation.evaluation import RESULT_FILE, SETTINGS_FILE, EvaluationSizes
+from apt.ablation.evaluation import EVALUATION_FOLDER, RESULT_FILE, SETTINGS_FILE, EvaluationSizes
 from apt.ablation.files import read_json, write_json
 from apt.ablation.grid import Cell, Grid, Prior, digest
 from apt.checkpoint import LATEST, atomic_write
@@ -134,18 +134,27 @@ class Study:
         return {"learned": {**cell.settings, "data": dict(self.data)}, "evaluation": evaluation}
 
     def check(self) -> None:
-        """Raises ``StudyError`` where the folder holds cells of other settings."""
+        """Raises ``StudyError`` where the folder holds cells that were trained or judged with other settings."""
         for cell in self.cells:
-            path = self.cell_folder(cell) / SETTINGS_FILE
-            if not path.is_file():
+            folder = self.cell_folder(cell)
+            trained = (folder / _CHECKPOINTS).exists() or (folder / RESULT_FILE).exists()
+            judged = (folder / EVALUATION_FOLDER).exists() or (folder / RESULT_FILE).exists()
+            if not trained or not (folder / SETTINGS_FILE).is_file():
                 continue
-            kept, wanted = read_json(path), self.settings(cell)
-            found = {name: kept.get(name) for name in wanted}
-            if found != wanted:
-                raise StudyError(
-                    f"{path.parent} was run with other settings: {'; '.join(_differences(found, wanted))}. Give the "
-                    f"same, or another --out, or remove {path.parent} to run it anew"
+            kept, wanted = read_json(folder / SETTINGS_FILE), self.settings(cell)
+            if differing := _differences(kept.get("learned"), wanted["learned"]):
+                what, remedy = "trained", f"remove {folder}"
+            elif judged and (differing := _differences(kept.get("evaluation"), wanted["evaluation"])):
+                what, remedy = (
+                    "judged",
+                    f"remove {RESULT_FILE} and {EVALUATION_FOLDER} there to judge its checkpoint anew",
                 )
+            else:
+                continue
+            raise StudyError(
+                f"{folder} was {what} with other settings: {'; '.join(differing)}. Give the same, or another --out, or "
+                f"{remedy}"
+            )
 
     def result(self, cell: Cell) -> dict[str, float] | None:
         """The cell's numbers; None: not there yet. Raises ``StudyError`` for those of other settings."""

@@ -51,12 +51,26 @@ def test_a_stage_is_done_when_its_checkpoint_is_at_the_last_step_and_else_goes_o
     ("changes", "names"),
     [({"max_lr": 3e-4}, "max_lr was 0.0001 and is 0.0003"), ({"data": {"episodes": 9}}, "episodes was 6 and is 9")],
 )
-def test_a_folder_of_other_settings_is_refused_by_what_changed(tmp_path, changes, names):
-    make_study(tmp_path, "table2").prepare()
+def test_a_cell_that_was_trained_with_other_settings_is_refused_by_what_changed(tmp_path, changes, names):
+    study = make_study(tmp_path, "table2")
+    study.prepare()
+    make_study(tmp_path, "table2", **changes).check()  # nothing is trained yet
+    (study.cell_folder(study.cells[3]) / "checkpoints").mkdir()
     make_study(tmp_path, "table2").prepare()  # the same again
-    with pytest.raises(StudyError, match=names) as refused:
+    with pytest.raises(StudyError, match=f"joint_2stage/seed0 was trained .*{names}") as refused:
         make_study(tmp_path, "table2", **changes).prepare()
     assert "another --out" in str(refused.value)
+
+
+def test_a_trained_cell_can_be_judged_otherwise_once_its_judgement_is_removed(tmp_path):
+    study = make_study(tmp_path, "table2", seeds=1)
+    study.prepare()
+    finish(study, study.cells[0])
+    other = make_study(tmp_path, "table2", seeds=1, evaluation="pickplace")
+    with pytest.raises(StudyError, match="was judged .*name was 'open_loop' and is 'pickplace'.* remove result.json"):
+        other.prepare()
+    (study.cell_folder(study.cells[0]) / RESULT_FILE).unlink()
+    other.prepare()
 
 
 def test_a_result_of_other_settings_is_refused(tmp_path):
