@@ -11,7 +11,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from apt.ablation.report import Line, Report, caption, measure_of, panels
+from apt.ablation.report import Line, Report, as_text, caption, measure_of, panels
 
 CHART_FILE = "chart.png"
 # Okabe and Ito's colours, which colour-blind people tell apart; a family's 1-stage bar is a lighter tint, hatched.
@@ -77,7 +77,7 @@ def _draw(
     panel.set_xticks(range(len(keys)), [setting for setting, _ in keys], fontsize=FONT)
     panel.grid(axis="y", color=FAINT, linewidth=0.7)
     panel.set_axisbelow(True)
-    panel.tick_params(length=0, labelcolor=INK, labelsize=FONT)
+    panel.tick_params(length=0, pad=6, labelcolor=INK, labelsize=FONT)
     for side in ("top", "right", "left"):
         panel.spines[side].set_visible(False)
     panel.spines["bottom"].set_color(FAINT)
@@ -93,9 +93,9 @@ def _label(line: Line, key: str, report: Report) -> str:
     """The gain over one stage above a 2-stage bar that has such a counterpart; else the bar's own value."""
     digits = measure_of(key).digits
     if line.row.family not in report.gains:
-        return f"{line.estimates[key].mean:.{digits}f}"
+        return as_text(line.estimates[key].mean, digits)
     gain = report.gains[line.row.family].get(key)
-    return f"{gain.mean:+.{digits}f}" if line.row.stages == 2 and gain is not None else ""
+    return as_text(gain.mean, digits, signed=True) if line.row.stages == 2 and gain is not None else ""
 
 
 def _style(line: Line, families: list[str], report: Report) -> dict:
@@ -107,7 +107,11 @@ def _style(line: Line, families: list[str], report: Report) -> dict:
 
 
 def _legend(figure: Figure, lines: list[Line], families: list[str], report: Report) -> None:
-    labels = [line.row.label if line.row.family in report.gains else line.row.family for line in lines]
+    labels = [
+        (line.row.label if line.row.family in report.gains else line.row.family)
+        + (f" ({line.seeds[0]} of {line.seeds[1]} seeds)" if line.seeds[0] < line.seeds[1] else "")
+        for line in lines
+    ]
     figure.legend(
         [Patch(**_style(line, families, report)) for line in lines],
         labels,
@@ -115,7 +119,7 @@ def _legend(figure: Figure, lines: list[Line], families: list[str], report: Repo
         title_fontproperties={"weight": "bold", "size": FONT + 3},
         alignment="left",
         loc="outside upper left",
-        ncols=len(families),  # filled column by column: a family each
+        ncols=min(3, len(families)) if report.gains else 2,  # filled column by column: a family each
         frameon=False,
         fontsize=FONT,
         labelcolor=INK,

@@ -257,8 +257,15 @@ def _status(line: Line) -> str:
 def _text(value: Estimate | None, digits: int, signed: bool = False) -> str:
     if value is None:
         return MISSING
-    mean = f"{value.mean:{'+' if signed else ''}.{digits}f}"
-    return mean if value.low is None else f"{mean} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
+    mean = as_text(value.mean, digits, signed)
+    if value.low is None:
+        return mean
+    return f"{mean} [{as_text(value.low, digits)}, {as_text(value.high, digits)}]"
+
+
+def as_text(value: float, digits: int, signed: bool = False) -> str:
+    """Rounded; no -0."""
+    return f"{round(value, digits) + 0.0:{'+' if signed else ''}.{digits}f}"
 
 
 def caption(report: Report) -> str:

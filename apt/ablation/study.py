@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -262,10 +263,13 @@ def _latest(folder: Path, run: str) -> Path:
 
 
 def trained_iterations(checkpoint: Path) -> int:
-    """How far a run is; 0 before its first checkpoint. The tensors are not read."""
+    """How far a run is; 0 before its first checkpoint. The tensors are not read. Raises ``StudyError``."""
     if not checkpoint.is_file():
         return 0
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["current_iters"])
+    try:
+        return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["current_iters"])
+    except (RuntimeError, OSError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise StudyError(f"{checkpoint} cannot be read ({error}); remove it to train that stage anew") from error
 
 
 def changed_fields(config: TrainConfig, preset: TrainConfig) -> list[str]:

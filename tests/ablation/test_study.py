@@ -10,7 +10,7 @@ import torch
 
 from apt.ablation.evaluation import RESULT_FILE, SETTINGS_FILE, evaluate_cell
 from apt.ablation.files import read_json, write_json
-from apt.ablation.study import Recording, StudyError, gpus_of_jobs
+from apt.ablation.study import Recording, StudyError, gpus_of_jobs, trained_iterations
 from apt.checkpoint import save_checkpoint
 from tests.ablation.helpers import finish, make_study
 
@@ -127,9 +127,15 @@ def test_gpus_are_shared_out_among_jobs():
     assert gpus_of_jobs(["0"], 3) == ["0", "0", "0"]
 
 
-def test_status_of_a_large_checkpoint_reads_no_tensors(tmp_path):
-    from apt.ablation.study import trained_iterations
+def test_a_broken_checkpoint_is_named(tmp_path):
+    path = tmp_path / "ckpt_latest.pt"
+    for content in (b"", b"no checkpoint", b"PK\x03\x04 half a one"):
+        path.write_bytes(content)
+        with pytest.raises(StudyError, match="ckpt_latest.pt cannot be read .* remove it"):
+            trained_iterations(path)
 
+
+def test_status_of_a_large_checkpoint_reads_no_tensors(tmp_path):
     path = tmp_path / "ckpt_latest.pt"
     save_checkpoint({"weights": {"w": torch.zeros(30_000_000)}, "current_iters": 7}, path)
     began = time.perf_counter()
