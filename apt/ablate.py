@@ -209,16 +209,16 @@ def describe(planned: Plan) -> str:
     """The cells, what is done, and an estimate."""
     study = planned.study
     lines = [f"grid {study.grid.name}, {len(study.cells)} cells in {study.folder}"]
-    steps = study.steps()
-    if planned.recording is not None:
-        steps = [*planned.recording.steps(study.demos), *steps]
+    recording = [] if planned.recording is None else planned.recording.steps(study.demos)
+    steps = [*recording, *study.steps()]
     for cell in study.cells:
         own = [step for step in steps if cell in step.cells]
         done = sum(step.finished() for step in own)
         state = "done" if study.result(cell) is not None else f"{done} of {len(own)} steps done"
         failure = study.failure(cell)
         lines.append(f"  {cell.name:<32} {state}" + (f"; failed before: {failure}" if failure else ""))
-    left = planned.pace.seconds(steps, len(planned.slots))
+    parts = planned.pace.seconds(recording, 1), planned.pace.seconds(steps[len(recording) :], len(planned.slots))
+    left = None if None in parts else sum(parts)
     kinds = "; ".join(
         f"{sum(step.left() > 0 for step in steps if step.kind == kind)} x {kind}"
         for kind in KINDS

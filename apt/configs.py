@@ -357,7 +357,7 @@ CONFIGS["ablate_cpu"] = dataclasses.replace(
     workers=0,
     num_warmup=20,
     ema_decay=0.98,
-    max_iterations=160,
+    max_iterations=300,
     save_latest_interval=60,
     vis_interval=0,
 )

@@ -14,7 +14,8 @@ class Sizes:
 
     Args:
         episodes: demonstrations to record for training; test_episodes: held out.
-        pace: seconds per unit of each kind of work on one core, for estimates before anything has run.
+        pace: seconds per unit of each kind of work (episode, training step, cell) on one core, recording on two, for
+            estimates before anything has run; a kind that is not there is unknown.
     """
 
     episodes: int
@@ -29,9 +30,9 @@ SIZES = {
     "ablate_cpu": Sizes(
         episodes=60,
         test_episodes=6,
-        iterations=Iterations(va=100, vla=160, one_stage=160),
+        iterations=Iterations(va=120, vla=300, one_stage=300),
         evaluation=EvaluationSizes(
-            episodes=5,
+            episodes=4,
             max_steps=90,
             execute_steps=6,
             ensemble=2,
@@ -40,6 +41,7 @@ SIZES = {
             every=16,
             image_size=96,
         ),
+        pace={"record": 1.3, "stage 0": 0.3, "stage 1": 0.4, "evaluation": 40.0},
     ),
     "ablate": Sizes(
         episodes=600,
