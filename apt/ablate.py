@@ -14,7 +14,6 @@ import dataclasses
 import fcntl
 import importlib.util
 import os
-import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -34,6 +33,7 @@ from data_utils.datasets import get_dataset_class
 from train_utils.failures import FAILED, MISTAKE
 from train_utils.launch import check_gpus
 from train_utils.metrics import format_duration
+from train_utils.resume_command import with_environment
 
 RECORDED = "PickPlaceCan"  # the dataset that the simulator's demonstrations are
 MOST_RECORDERS = 16  # simulators side by side
@@ -245,14 +245,10 @@ def _run(planned: Plan, argv: Sequence[str]) -> int:
     study.prepare()
     for cell in study.cells:
         study.note_failure(cell, None)  # it gets another chance
-    threads = str(max(1, cores() // len(planned.slots)))
-    environment = {name: threads for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    environment |= {"LP_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}  # the first is the software rasteriser's
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
-    if study.demos is not None:
-        environment[LOCATION_VARIABLE] = str(study.data_location)
+    environment = _environment(study, cores() // len(planned.slots))
     runner = Runner(planned.slots, environment, planned.pace, say, note)
-    alone = Runner(planned.slots[:1], environment, planned.pace, say, note)  # recording has processes of its own
+    # Recording has processes of its own, one per core.
+    alone = Runner(planned.slots[:1], _environment(study, 1), planned.pace, say, note)
     with alone.catching():
         if planned.recording is not None:
             alone.run(planned.recording.steps(study.demos))
@@ -264,9 +260,21 @@ def _run(planned: Plan, argv: Sequence[str]) -> int:
             runner.run(study.steps())
     told = alone.signal or runner.signal
     if told is not None:
-        say(f"stopped; go on with: {shlex.join(['python', '-m', 'apt.ablate', *argv])}")
+        say(f"stopped; go on with: {with_environment(['python', '-m', 'apt.ablate', *argv])}")
         return 128 + told
     return _report(planned)
+
+
+def _environment(study: Study, threads: int) -> dict[str, str]:
+    """Of the processes: threads of numerics and of the software rasteriser, where modules and data are."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LP_NUM_THREADS")
+    environment = {name: str(max(1, threads)) for name in names}
+    # An evaluation of one's own may lie where the command was given.
+    paths = [str(REPOSITORY), os.getcwd(), os.environ.get("PYTHONPATH")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    if study.demos is not None:
+        environment[LOCATION_VARIABLE] = str(study.data_location)
+    return environment | {"PYTHONUNBUFFERED": "1"}
 
 
 def _report(planned: Plan) -> int:
