@@ -77,6 +77,8 @@ class Report:
     study: Study
     lines: list[Line]
     keys: list[str]
+    trials: list[int]
+    """Numbers of episodes that rates are of, per setting and seed."""
     gains: dict[str, dict[str, Estimate]]
     """By family that was run with one stage and with two, then by key: 2-stage less 1-stage of the same seed."""
 
@@ -101,7 +103,8 @@ def build_report(study: Study) -> Report:
         failures = {cell.seed: study.failure(cell) for cell in cells if cell not in done}
         failed = {seed: words for seed, words in failures.items() if words is not None}
         lines.append(Line(row, estimates, values, (len(found), len(cells)), failed))
-    return Report(study, lines, keys, _gains(study, done, keys))
+    trials = {int(n) for values in done.values() for key, n in values.items() if key.endswith(f"/{TRIALS}")}
+    return Report(study, lines, keys, sorted(trials), _gains(study, done, keys))
 
 
 def estimate(key: str, results: Sequence[Mapping[str, float]]) -> Estimate:
@@ -200,7 +203,7 @@ def markdown(report: Report) -> str:
     if any(report.gains.values()):
         parts.append(_gains_table(report))
     failed = [
-        f"- {line.row.name}, seed {seed}: {words}" for line in report.lines for seed, words in line.failed.items()
+        f"- {line.row.name}/seed{seed}, in {words}" for line in report.lines for seed, words in line.failed.items()
     ]
     if failed:
         parts.append("Failed:\n\n" + "\n".join(failed))
@@ -284,8 +287,9 @@ def caption(report: Report) -> str:
     ]
     if "episodes" in study.data:
         lines.append(f"{study.data['episodes']} demonstrations, {study.data['test_episodes']} held out.")
-    if any("/" in key for key in report.keys):
-        lines.append(f"Rates: {study.sizes.episodes} episodes per setting and seed.")
+    if report.trials:
+        few, many = report.trials[0], report.trials[-1]
+        lines.append(f"Rates: {few if few == many else f'{few} to {many}'} episodes per setting and seed.")
     if "t" in methods:
         lines.append("Intervals: 95%, of the mean by Student's t over the seeds, rates cut at 0 and 100.")
     if "wilson" in methods:

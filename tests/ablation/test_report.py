@@ -82,7 +82,12 @@ def test_the_markdown_table_has_the_papers_columns_and_check_marks(study):
     head = lines.index("| KI | 2-Stage | Ft VLM | SO | UO | UC | UOUE |")
     marks = [[cell.strip() for cell in line.split("|")[1:4]] for line in lines[head + 2 : head + 6]]
     assert marks == [["✓", "", ""], ["", "", "✓"], ["✓", "✓", ""], ["", "✓", "✓"]]
-    assert "3 seeds" in text and "Student's t" in text and "FAILED" not in text
+    assert (
+        "3 seeds" in text
+        and "Rates: 10 episodes per setting" in text
+        and "Student's t" in text
+        and "FAILED" not in text
+    )
 
 
 def test_failed_and_missing_cells_are_marked_and_leave_the_others_as_they_are(tmp_path):
@@ -98,7 +103,7 @@ def test_failed_and_missing_cells_are_marked_and_leave_the_others_as_they_are(tm
     assert {name: row for name, row in rows.items() if name != "joint_2stage"} == {
         name: row for name, row in before.items() if name != "joint_2stage"
     }
-    assert "- joint_2stage, seed 1: joint_2stage/seed1 VLA: error: no disk" in markdown(report)
+    assert "- joint_2stage/seed1, in joint_2stage/seed1 VLA: error: no disk" in markdown(report)
 
 
 def test_the_chart_shows_a_bar_per_row_and_setting_and_is_written_from_the_same_report(study):
