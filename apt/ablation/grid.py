@@ -45,11 +45,12 @@ class Grid:
 
 
 def _recipe(insulated: bool, stages: int) -> Row:
-    # A VLM that is frozen gets no gradient from the expert: the paper's knowledge insulation without co-training.
+    # Robot data alone train all rows: an insulated VLM has nothing to learn from and is frozen.
     family, mode = ("KI", "frozen") if insulated else ("Ft VLM", "full")
     columns = {"KI": insulated, "2-Stage": stages == 2, "Ft VLM": not insulated}
     name = f"{'ki' if insulated else 'joint'}_{stages}stage"
-    return Row(name, stages, columns, family, {"arch": "apt", "vlm_finetune_mode": mode})
+    changes = {"arch": "apt", "vlm_finetune_mode": mode, "knowledge_insulation": insulated}
+    return Row(name, stages, columns, family, changes)
 
 
 def _architecture(arch: str, title: str, stages: int) -> Row:

@@ -25,6 +25,7 @@ def test_table_2_has_its_four_recipes_with_each_seed():
     ]
     for cell in cells:
         assert cell.config.vlm_finetune_mode == ("frozen" if cell.row.columns["KI"] else "full")
+        assert cell.config.knowledge_insulation == cell.row.columns["KI"]
         assert (cell.prior is not None) == cell.row.columns["2-Stage"]
         assert cell.config.seed == cell.seed and cell.config.train_stage == 1
 
