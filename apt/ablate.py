@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--config", required=True, help="preset of apt/configs.py, e.g. ablate_cpu or ablate")
     add("--seeds", type=int, default=2, help="runs of every row (default: %(default)s)")
     add("--rows", metavar="NAME,...", help="these rows of the grid alone (default: all)")
-    add("--out", type=Path, default=Path("ablation"), help="folder of everything (default: %(default)s)")
+    add("--out", type=Path, default=Path("ablation_out"), help="folder of everything (default: %(default)s)")
     add("--jobs", type=int, help="cells side by side (default: 1, or one per GPU)")
     add("--gpus", help="GPU indices, e.g. 0,1,2,3, shared out among the jobs; or cpu (default: all GPUs, else the CPU)")
     add("--demos", type=Path, help="recorded data, with folders train and test (default: recorded under --out)")
