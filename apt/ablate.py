@@ -118,8 +118,12 @@ def plan(argv: Sequence[str]) -> Plan:
     return Plan(args, study, recording, slots, Pace(study.folder / "pace.json", sizes.pace))
 
 
+def _has_simulator() -> bool:
+    return importlib.util.find_spec("robosuite") is not None
+
+
 def _check_simulator(base: TrainConfig) -> None:
-    if base.dataset_classes == (RECORDED,) and importlib.util.find_spec("robosuite") is None:
+    if base.dataset_classes == (RECORDED,) and not _has_simulator():
         raise StudyError(
             "the simulator is not installed: run bash scripts/setup.sh, or use --demos DIR with --evaluation open_loop"
         )

@@ -6,12 +6,20 @@ import fcntl
 
 import pytest
 
+from apt import ablate
 from apt.ablate import main, plan
 from tests.ablation.helpers import finish
 
 BASE = "--grid table2 --config debug --seeds 1 --gpus cpu".split()
 
 
+@pytest.fixture
+def simulator(monkeypatch):
+    """As if it were installed, whether it is or not: nothing here runs it."""
+    monkeypatch.setattr(ablate, "_has_simulator", lambda: True)
+
+
+@pytest.mark.usefixtures("simulator")
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -35,6 +43,7 @@ def test_what_cannot_work_is_refused_in_one_line(tmp_path, capsys, flags, messag
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("simulator")
 def test_a_dry_run_lists_the_cells_and_what_is_left_and_writes_nothing(tmp_path, capsys):
     argv = [*BASE, "--out", str(tmp_path / "out")]
     assert main([*argv, "--dry-run"]) == 0
@@ -47,6 +56,7 @@ def test_a_dry_run_lists_the_cells_and_what_is_left_and_writes_nothing(tmp_path,
     assert "ki_1stage/seed0" in (line := capsys.readouterr().out.splitlines()[1]) and line.endswith("done")
 
 
+@pytest.mark.usefixtures("simulator")
 def test_a_report_is_made_of_what_is_there(tmp_path, capsys):
     argv = [*BASE, "--out", str(tmp_path / "out")]
     study = plan(argv).study
@@ -57,6 +67,7 @@ def test_a_report_is_made_of_what_is_there(tmp_path, capsys):
     assert {path.name for path in study.folder.iterdir()} >= {"table.csv", "table.md", "chart.png"}
 
 
+@pytest.mark.usefixtures("simulator")
 def test_two_ablations_do_not_share_a_folder(tmp_path, capsys):
     with open(tmp_path / ".lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -64,9 +75,16 @@ def test_two_ablations_do_not_share_a_folder(tmp_path, capsys):
     assert "another ablation is running" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("simulator")
 def test_sizes_come_from_the_preset_and_the_command_line_goes_over_them(tmp_path):
     argv = "--grid table2 --config ablate_cpu --gpus cpu --jobs 2 --vla-iter 7 --eval-episodes 3".split()
     planned = plan([*argv, "--out", str(tmp_path)])
     steps = {cell.row.stages: cell.config.max_iterations for cell in planned.study.cells}
     assert steps == {1: 7, 2: 7} and planned.study.sizes.episodes == 3 and planned.study.sizes.image_size == 96
     assert planned.slots == ["cpu", "cpu"] and planned.recording.image_size == 96
+
+
+def test_a_missing_simulator_is_said_before_anything_is_trained(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ablate, "_has_simulator", lambda: False)
+    assert main([*BASE, "--out", str(tmp_path)]) == 2
+    assert "the simulator is not installed: run bash scripts/setup.sh, or use --demos" in capsys.readouterr().err
