@@ -341,6 +341,8 @@ CONFIGS: dict[str, TrainConfig] = {
         action_step_embedding=True,
     ),
     "finetune_pp": _finetune(dataset_classes=("PickPlaceCan",), sample_multiplex=1000),
+    # As finetune_pp, for the cells of an ablation; vlm_lr counts where the VLM trains.
+    "ablate": _finetune(dataset_classes=("PickPlaceCan",), sample_multiplex=1000, max_iterations=20000, vlm_lr=1e-5),
     "finetune_libero": _finetune(dataset_classes=LIBERO_SUITES, sample_multiplex=1000, max_iterations=70000),
     "finetune_aloha_pp": _finetune(dataset_classes=("AlohaPickPlace",), sample_multiplex=1000),
     "finetune_aloha_pp_storage": _finetune(
@@ -348,6 +350,17 @@ CONFIGS: dict[str, TrainConfig] = {
     ),
     "finetune_aloha_pp_clutter": _finetune(dataset_classes=("AlohaPickPlaceClutter",), sample_multiplex=1000),
 }
+# For the cells of an ablation: python -m apt.ablate --config ablate_cpu.
+CONFIGS["ablate_cpu"] = dataclasses.replace(
+    CONFIGS["quickstart"],
+    noise_samples_per_obs=2,
+    workers=0,
+    num_warmup=20,
+    ema_decay=0.98,
+    max_iterations=300,
+    save_latest_interval=60,
+    vis_interval=0,
+)
 CONFIGS.update(
     {
         f"finetune_libero_{suite.removeprefix('Libero').lower()}": dataclasses.replace(

@@ -39,7 +39,12 @@ _LOST_PEER_TEXTS = (
 def stop_with_parent() -> None:
     """Where a launcher started this process: be told (SIGTERM) when it is killed, rather than hold the GPUs on."""
     if resume_command.VARIABLE in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        told_when_parent_dies()
+
+
+def told_when_parent_dies() -> None:
+    """From now on this process gets SIGTERM when the one that started it is gone."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class RunFailed(RuntimeError):

@@ -143,7 +143,7 @@ def plan(command: str, argv: list[str]) -> tuple[argparse.Namespace, list[Stage]
             fields += [f"--{field}", str(getattr(args, flag))]
     if args.gpus is not None:
         fields += ["--device", "cpu" if args.gpus.startswith("cpu") else "cuda"]
-        _check_gpus(args.gpus, present=not args.dry_run)
+        check_gpus(args.gpus, present=not args.dry_run)
     if args.gc:
         fields += ["--use_gradient_checkpointing", "True"]
     stages = []
@@ -194,7 +194,8 @@ def _stage(args: argparse.Namespace, fields: list[str]) -> Stage:
     return Stage(config, argv)
 
 
-def _check_gpus(gpus: str, present: bool) -> None:
+def check_gpus(gpus: str, present: bool) -> None:
+    """Raises ``CommandLineError`` for what is no list of GPUs, and for one not there that must be ``present``."""
     if re.fullmatch(r"cpu(,cpu)*", gpus):
         return
     if not re.fullmatch(r"\d+(,\d+)*", gpus):

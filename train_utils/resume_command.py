@@ -27,12 +27,12 @@ def continue_command(script: str, argv: Sequence[str], stage: int, names: dict[i
     own += [flags[stage][0 if saved else 1], names[stage]]
     if stage == 0 and 1 in names:
         own += ["--vla-name", names[1]]
-    return _with_environment(["bash", script, *_without(argv, _WITH_VALUE), *own])
+    return with_environment(["bash", script, *_without(argv, _WITH_VALUE), *own])
 
 
 def continue_stage(argv: Sequence[str]) -> str:
     """The line for a stage that was started by ``python -m apt.train`` with ``argv`` itself."""
-    return _with_environment(["python", "-m", "apt.train", *_without(argv, ("--resume",)), "--resume", "True"])
+    return with_environment(["python", "-m", "apt.train", *_without(argv, ("--resume",)), "--resume", "True"])
 
 
 def _without(argv: Sequence[str], flags: Sequence[str]) -> list[str]:
@@ -47,7 +47,8 @@ def _without(argv: Sequence[str], flags: Sequence[str]) -> list[str]:
     return kept
 
 
-def _with_environment(words: list[str]) -> str:
+def with_environment(words: list[str]) -> str:
+    """A line for a shell that finds the data where this process does."""
     location = os.environ.get(LOCATION_VARIABLE)
     prefix = f"{LOCATION_VARIABLE}={shlex.quote(os.path.abspath(location))} " if location else ""
     return prefix + shlex.join(words)

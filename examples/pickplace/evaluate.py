@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import tyro
@@ -29,10 +29,13 @@ from examples.pickplace.expert import ScriptedExpert
 from examples.pickplace.policies import ModelPolicy, RandomPolicy, ReplayPolicy
 from examples.pickplace.record import read_dataset
 from examples.pickplace.rollout import EpisodeResult, Policy, run_episode
-from examples.pickplace.scene import Task
+from examples.pickplace.scene import Task, load_scene
 from examples.pickplace.video import episode_view
 from examples.statistics import wilson_interval
 from infer_utils.video import VideoWriter
+
+if TYPE_CHECKING:
+    from apt.infer.planner import TrajPlanner
 
 EVALUATION_STREAM = 2  # last number of every seed here: initial states that no recording has
 VERSIONS_OF = ("robosuite", "mujoco", "numpy", "torch")
@@ -64,6 +67,8 @@ class EvaluateConfig:
     """Recorded folder; needed by --policy replay."""
     image_size: int = 256
     scene: str = "pickplace"
+    setting: str | None = None
+    """One of the scene file's settings, e.g. UO of --scene trays; None: the scene's own tasks."""
     paraphrases: int | None = None
     """Instructions are drawn from each task's first so many; None: from all."""
 
@@ -76,15 +81,20 @@ class EvaluateConfig:
                 raise ValueError(f"--policy {policy} needs an existing --{name}; given: {path}")
 
 
-def evaluate(config: EvaluateConfig) -> dict:
-    """Runs the episodes, writes the results and returns the summary."""
+def evaluate(config: EvaluateConfig, planner: TrajPlanner | None = None) -> dict:
+    """Runs the episodes, writes the results and returns the summary.
+
+    ``planner`` is of ``config.ckpt``, where that is loaded already.
+    """
     started = time.monotonic()
+    scene = load_scene(config.scene)
+    if config.setting is not None:
+        scene = scene.in_setting(config.setting)
     config.out.mkdir(parents=True, exist_ok=True)
     rows: list[dict] = []
-    with PickPlaceEnv(config.scene, config.image_size, config.paraphrases) as env:
-        for index, (seed, task, policy) in enumerate(
-            tqdm(_episodes(config, env), total=config.episodes, unit="episode")
-        ):
+    with PickPlaceEnv(scene, config.image_size, config.paraphrases) as env:
+        episodes = _episodes(config, env, planner)
+        for index, (seed, task, policy) in enumerate(tqdm(episodes, total=config.episodes, unit="episode")):
             env.reset(seed, task)
             video = VideoWriter(config.out / "videos" / f"episode_{index:03d}.mp4") if config.video else nullcontext()
             with video as writer:
@@ -137,7 +147,9 @@ def format_summary(summary: dict, policy: str) -> str:
     return "\n".join(lines)
 
 
-def _episodes(config: EvaluateConfig, env: PickPlaceEnv) -> Iterator[tuple[list[int], Task, Policy]]:
+def _episodes(
+    config: EvaluateConfig, env: PickPlaceEnv, planner: TrajPlanner | None
+) -> Iterator[tuple[list[int], Task, Policy]]:
     """Seed, task and policy of every episode, in turn."""
     if config.policy == "replay":
         recorded = [episode for _, episode in sorted(read_dataset(config.demos)[1].items())]
@@ -146,7 +158,7 @@ def _episodes(config: EvaluateConfig, env: PickPlaceEnv) -> Iterator[tuple[list[
         for episode in recorded[: config.episodes]:
             yield episode.seed, Task(episode.object, episode.container), ReplayPolicy(config.demos / episode.file)
         return
-    model = _model_policy(config) if config.policy == "model" else None
+    model = _model_policy(config, planner) if config.policy == "model" else None
     for index in range(config.episodes):
         seed = [config.seed, index, 0, EVALUATION_STREAM]
         if model is not None:
@@ -158,17 +170,18 @@ def _episodes(config: EvaluateConfig, env: PickPlaceEnv) -> Iterator[tuple[list[
         yield seed, env.scene.tasks[index % len(env.scene.tasks)], policy
 
 
-def _model_policy(config: EvaluateConfig) -> ModelPolicy:
-    from apt.infer.planner import TrajPlanner  # torch and the model's libraries: only where a model is evaluated
+def _model_policy(config: EvaluateConfig, planner: TrajPlanner | None) -> ModelPolicy:
+    if planner is None:
+        from apt.infer.planner import TrajPlanner  # torch and the model's libraries: only where a model is evaluated
 
-    planner = TrajPlanner(
-        config.ckpt,
-        device=config.device,
-        ensemble=config.ensemble,
-        use_ema=config.ema,
-        seed=config.seed,
-        steps=config.denoising_steps,
-    )
+        planner = TrajPlanner(
+            config.ckpt,
+            device=config.device,
+            ensemble=config.ensemble,
+            use_ema=config.ema,
+            seed=config.seed,
+            steps=config.denoising_steps,
+        )
     sampling = planner.get_config()
     looks_back = sampling.num_obs > 1 or sampling.num_history > 1
     return ModelPolicy(planner, config.execute_steps, observe_every_step=looks_back)

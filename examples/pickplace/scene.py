@@ -30,12 +30,14 @@ class ArenaSpec:
 
 @dataclass(frozen=True)
 class BackgroundSpec:
-    """Texture files of robosuite's textures folder."""
+    """Texture files of robosuite's textures folder, and the light."""
 
     floor: str
     walls: str
     source_bin: str
     target_bin: str
+    light: Vector3 = (1.0, 1.0, 1.0)
+    """Red, green and blue of the lamp, as shares of robosuite's own."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,8 @@ class ContainerSpec:
     rim: float
     drop: Vector2
     """Where the expert lets go."""
+    color: Vector3 | None = None
+    """Red, green and blue in [0, 1] of a mat that covers the container's floor; None: no mat."""
 
     def contains(self, xy: np.ndarray) -> bool:
         """Whether ``xy`` (2,) in the world lies within the container's outline."""
@@ -117,6 +121,15 @@ class SuccessSpec:
 
 
 @dataclass(frozen=True)
+class SettingSpec:
+    """A test beyond the scene's own tasks: what may be new in it, in words or in looks."""
+
+    tasks: tuple[Task, ...]
+    background: BackgroundSpec | None = None
+    """None: the scene's own."""
+
+
+@dataclass(frozen=True)
 class Scene:
     """One scene file. Raises ``ValueError`` from the constructor where fields contradict each other."""
 
@@ -133,6 +146,8 @@ class Scene:
     instructions: tuple[str, ...]
     """Templates with ``{object}`` and ``{container}``."""
     success: SuccessSpec
+    settings: dict[str, SettingSpec] = dataclasses.field(default_factory=dict)
+    """Tests by name, which evaluation may choose; demonstrations are of ``tasks`` alone."""
 
     def __post_init__(self) -> None:
         for name in ("cameras", "objects", "containers", "tasks", "instructions"):
@@ -142,13 +157,11 @@ class Scene:
             for name, spec in getattr(self, kind).items():
                 if not spec.nouns:
                     raise ValueError(f"{kind}.{name}.nouns: is empty; give at least one noun for the instructions")
-        for i, task in enumerate(self.tasks):
-            if task.object not in self.objects:
-                raise ValueError(f"tasks[{i}].object: {task.object!r} is not among objects {sorted(self.objects)}")
-            if task.container not in self.containers:
-                raise ValueError(
-                    f"tasks[{i}].container: {task.container!r} is not among containers {sorted(self.containers)}"
-                )
+        self._check_tasks("tasks", self.tasks)
+        for name, setting in self.settings.items():
+            if not setting.tasks:
+                raise ValueError(f"settings.{name}.tasks: is empty; give at least one entry")
+            self._check_tasks(f"settings.{name}.tasks", setting.tasks)
         for i, template in enumerate(self.instructions):
             fields = {field for _, field, _, _ in string.Formatter().parse(template) if field is not None}
             if "object" not in fields or not fields <= {"object", "container"}:
@@ -172,6 +185,23 @@ class Scene:
                 raise ValueError(f"cameras.{name}.look_at: equals its position; it must be a point in front of it")
         if self.robot.stiffness <= 0:
             raise ValueError(f"robot.stiffness: {self.robot.stiffness} is not positive")
+
+    def _check_tasks(self, where: str, tasks: tuple[Task, ...]) -> None:
+        for i, task in enumerate(tasks):
+            if task.object not in self.objects:
+                raise ValueError(f"{where}[{i}].object: {task.object!r} is not among objects {sorted(self.objects)}")
+            if task.container not in self.containers:
+                raise ValueError(
+                    f"{where}[{i}].container: {task.container!r} is not among containers {sorted(self.containers)}"
+                )
+
+    def in_setting(self, name: str) -> Scene:
+        """The scene with the tasks and the background of one of its ``settings``. Raises ``ValueError``."""
+        if name not in self.settings:
+            known = ", ".join(self.settings) or "none"
+            raise ValueError(f"scene {self.name} has no setting {name!r}; it has {known}")
+        setting = self.settings[name]
+        return dataclasses.replace(self, tasks=setting.tasks, background=setting.background or self.background)
 
     def prompts(self, task: Task) -> list[str]:
         """Every paraphrase of a task's instruction, the plainest first."""
@@ -206,7 +236,11 @@ def _parse(kind, value, where: str):
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
-        required = {field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING}
+        required = {
+            field.name
+            for field in dataclasses.fields(kind)
+            if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        }
         if not isinstance(value, dict):
             raise ValueError(f"{here}is {value!r}; wanted a mapping with the keys {', '.join(hints)}")
         if unknown := [str(key) for key in value if key not in hints]:

@@ -22,7 +22,7 @@ from scipy.spatial.transform import Rotation
 
 from examples.errors import SimulatorError
 from examples.headless import INSTALL_GL
-from examples.pickplace.scene import CameraSpec, Scene
+from examples.pickplace.scene import CameraSpec, ContainerSpec, Scene
 
 CONTROL_HZ = 20
 _TEXTURES = {
@@ -32,6 +32,8 @@ _TEXTURES = {
     "target_bin": "tex-dark-wood",
 }
 _HIDDEN_GROUP = 5
+_LAMP_DIFFUSE = 0.7  # MuJoCo's default, which robosuite's arenas keep
+_MAT_THICKNESS = 0.002  # m; it is seen, and nothing touches it
 
 
 class PickPlaceSim(SingleArmEnv):
@@ -69,6 +71,11 @@ class PickPlaceSim(SingleArmEnv):
                     f"({', '.join(sorted(file.name for file in path.parent.iterdir()))})"
                 )
             arena.asset.find(f"texture[@name='{texture}']").set("file", str(path))
+        for lamp in arena.worldbody.findall("light"):
+            lamp.set("diffuse", array_to_string(_LAMP_DIFFUSE * np.array(self.scene.background.light)))
+        for name, container in self.scene.containers.items():
+            if container.color is not None:
+                _add_mat(arena.worldbody, name, container)
         self.objects = {}
         for name, spec in self.scene.objects.items():
             model = getattr(robosuite.models.objects, spec.model, None)
@@ -156,6 +163,23 @@ class PickPlaceSim(SingleArmEnv):
     @property
     def mj_data(self) -> mujoco.MjData:
         return self.sim.data._data
+
+
+def _add_mat(worldbody: ElementTree.Element, name: str, container: ContainerSpec) -> None:
+    centre = [np.mean(container.x), np.mean(container.y), container.floor]
+    size = [np.ptp(container.x) / 2, np.ptp(container.y) / 2, _MAT_THICKNESS / 2]
+    ElementTree.SubElement(
+        worldbody,
+        "geom",
+        name=f"{name}_mat",
+        type="box",
+        pos=array_to_string(np.array(centre)),
+        size=array_to_string(np.array(size)),
+        rgba=array_to_string(np.array([*container.color, 1.0])),
+        conaffinity="0",
+        contype="0",
+        group="1",
+    )
 
 
 class CameraRenderer:

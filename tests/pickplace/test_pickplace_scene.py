@@ -48,9 +48,35 @@ def test_every_prompt_of_a_task_names_its_object_and_no_other():
             assert named == {task.object}
 
 
+def test_the_settings_of_the_trays_leave_an_object_and_a_container_out_of_the_demonstrations():
+    scene = load_scene("trays")
+    shown = {(task.object, task.container) for task in scene.tasks}
+    objects, containers = {name for name, _ in shown}, {name for _, name in shown}
+    tested = {name: {(task.object, task.container) for task in scene.settings[name].tasks} for name in scene.settings}
+    assert tested["SO"] == shown == {(name, place) for name in objects for place in containers}
+    assert all(name not in objects and place in containers for name, place in tested["UO"] | tested["UOUE"])
+    assert all(name in objects and place not in containers for name, place in tested["UC"])
+    assert set(scene.objects) - objects and set(scene.containers) - containers
+
+
+def test_a_setting_changes_tasks_and_looks_and_nothing_else():
+    scene = load_scene("trays")
+    other = scene.in_setting("UOUE")
+    assert other.tasks == scene.settings["UOUE"].tasks and other.background != scene.background
+    assert dataclasses.replace(other, tasks=scene.tasks, background=scene.background) == scene
+    assert scene.in_setting("UC").background == scene.background
+    with pytest.raises(ValueError, match="scene trays has no setting 'XY'; it has SO, UO, UC, UOUE"):
+        scene.in_setting("XY")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            lambda v: v.update(settings={"UO": {"tasks": [{"object": "spoon", "container": "dark_bin"}]}}),
+            r"settings.UO.tasks\[0\].object: 'spoon' is not among objects",
+        ),
+        (lambda v: v.update(settings={"UO": {"tasks": []}}), "settings.UO.tasks: is empty"),
         (lambda v: v.update(colour="red"), "unknown key colour"),
         (lambda v: v.pop("placement"), "key placement is missing"),
         (lambda v: v["objects"]["can"].pop("grasp"), "objects.can: key grasp is missing"),

@@ -330,3 +330,28 @@ def test_start_pose_out_of_reach_is_refused(env):
         far = env.world_from_ee
         far[0, 3] += 2.0
         env.sim.solve_arm(far, env.sim.robots[0].init_qpos)
+
+
+def test_a_tray_is_seen_in_its_colour_where_its_container_is_and_a_setting_has_its_own_light():
+    scene = load_scene("trays")
+    with PickPlaceEnv(scene, image_size=SIZE) as usual, PickPlaceEnv(scene.in_setting("UOUE"), SIZE) as unusual:
+        for env in (usual, unusual):
+            env.reset([3], scene.tasks[0])
+        camera = next(iter(scene.cameras))
+        pictures = [env.renderer.rgb(camera).astype(float) for env in (usual, unusual)]
+        world_from_cam, K = usual.renderer.world_from_cam(camera), usual.renderer.intrinsics(camera)
+    for container in scene.containers.values():
+        point = world_from_cam[:3, :3].T @ (np.array([*container.drop, container.floor]) - world_from_cam[:3, 3])
+        column, row = (K @ point / point[2])[:2].round().astype(int)
+        assert pictures[0][row, column].argmax() == np.argmax(container.color)
+    red, _, blue = (pictures[1].mean((0, 1)) / pictures[0].mean((0, 1))).tolist()
+    assert red > blue  # a warmer lamp
+
+
+def test_evaluation_of_a_setting_runs_its_tasks(tmp_path):
+    config = EvaluateConfig(
+        out=tmp_path, policy="random", episodes=3, max_steps=1, image_size=32, scene="trays", setting="UC"
+    )
+    assert set(evaluate(config)["objects"]) == {"milk", "bread", "cereal"}
+    rows = (tmp_path / "episodes.csv").read_text().splitlines()[1:]
+    assert all("green_tray" in row and "green tray" in row for row in rows)

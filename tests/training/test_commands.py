@@ -271,6 +271,15 @@ def test_finetuning_needs_something_to_start_from(tmp_path, data_loc):
     refused(result, "--pretrained-ckpt is missing")
 
 
+def test_one_stage_needs_no_prior_and_refuses_one(tmp_path, located):
+    own = [*map(str, where(tmp_path)), "--config", "debug", "--gpus", "cpu", "--vla-name", "b"]
+    _, (stage,) = launch.plan("train", [*own, "--stage", "1", "--one-stage"])
+    assert stage.config.train_stage == 1 and stage.config.pretrained_ckpt is None and not stage.config.load_from_va
+    for flags in ([], ["--stage", "1", "--va-name", "a"], ["--stage", "1", "--pretrained_ckpt", "a"]):
+        with pytest.raises(launch.CommandLineError, match="--one-stage"):
+            launch.plan("train", [*own, "--one-stage", *flags])
+
+
 def test_too_few_episodes_for_a_batch_is_one_line(tmp_path, located, capsys):
     assert train(tmp_path, "run", bs=64, sample_multiplex=1) == 2
     assert "raise sample_multiplex or lower the batch size" in capsys.readouterr().err

@@ -161,7 +161,7 @@ def test_every_command_is_known_and_stands_in_a_block():
 def test_flags_mean_what_the_document_says_before_they_are_made_smaller(place, monkeypatch):
     monkeypatch.setattr(launch, "check_run_dir", lambda config: None)
     monkeypatch.setattr(launch, "locate", lambda dataset: None)
-    monkeypatch.setattr(launch, "_check_gpus", lambda gpus, present: None)
+    monkeypatch.setattr(launch, "check_gpus", lambda gpus, present: None)
     monkeypatch.setattr(launch, "find_checkpoint", lambda name, folder: Path(name))
     monkeypatch.setattr(launch, "load_checkpoint", lambda path: {"weights": {}})
     monkeypatch.setattr(launch.Origin, "of", lambda content: Origin("apt", 1))

@@ -1,0 +1,90 @@
+"""The command ``python -m apt.ablate``: what it refuses, lists, and says of a folder in use."""
+
+from __future__ import annotations
+
+import fcntl
+
+import pytest
+
+from apt import ablate
+from apt.ablate import main, plan
+from tests.ablation.helpers import finish
+
+BASE = "--grid table2 --config debug --seeds 1 --gpus cpu".split()
+
+
+@pytest.fixture
+def simulator(monkeypatch):
+    """As if it were installed, whether it is or not: nothing here runs it."""
+    monkeypatch.setattr(ablate, "_has_simulator", lambda: True)
+
+
+@pytest.mark.usefixtures("simulator")
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--vlm_finetune_mode", "lora"], "--vlm_finetune_mode is set by the rows of grid table2"),
+        (["--max-iterations=5"], "--max_iterations is set by the ablation itself"),
+        (["--seeds", "0"], "--seeds is 0"),
+        (["--rows", "nothing"], "no row nothing; it has ki_1stage"),
+        (["--evaluation", "guess"], "wanted pickplace, open_loop, or module:function"),
+        (["--evaluation", "json:no_such"], "no_such"),
+        (["--eval-noise-seeds", "1"], "--eval-noise-seeds is 1; wanted at least 2"),
+        (["--demos", "/nowhere"], "has no folder train"),
+        (["--gpus", "first"], "--gpus is 'first'"),
+        (["--no_such_flag", "1"], "unknown flag --no_such_flag"),
+        (["--config", "nothing"], "unknown config"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(tmp_path, capsys, flags, message):
+    assert main([*BASE, "--out", str(tmp_path / "out"), *flags]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and error.startswith("error: ")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("simulator")
+def test_a_dry_run_lists_the_cells_and_what_is_left_and_writes_nothing(tmp_path, capsys):
+    argv = [*BASE, "--out", str(tmp_path / "out")]
+    assert main([*argv, "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "4 cells" in text and "1 x stage 0; 4 x stage 1; 4 x evaluation" in text and "no estimate" in text
+    assert not (tmp_path / "out").exists()
+    study = plan(argv).study
+    finish(study, study.cells[0])
+    main([*argv, "--dry-run"])
+    assert "ki_1stage/seed0" in (line := capsys.readouterr().out.splitlines()[1]) and line.endswith("done")
+
+
+@pytest.mark.usefixtures("simulator")
+def test_a_report_is_made_of_what_is_there(tmp_path, capsys):
+    argv = [*BASE, "--out", str(tmp_path / "out")]
+    study = plan(argv).study
+    study.prepare()
+    finish(study, study.cells[0])
+    assert main([*argv, "--report"]) == 0
+    assert "0 of 1 seeds" in capsys.readouterr().out
+    assert {path.name for path in study.folder.iterdir()} >= {"table.csv", "table.md", "chart.png"}
+
+
+@pytest.mark.usefixtures("simulator")
+def test_two_ablations_do_not_share_a_folder(tmp_path, capsys):
+    with open(tmp_path / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert main([*BASE, "--out", str(tmp_path)]) == 2
+    assert "another ablation is running" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("simulator")
+def test_sizes_come_from_the_preset_and_the_command_line_goes_over_them(tmp_path):
+    argv = "--grid table2 --config ablate_cpu --gpus cpu --jobs 2 --vla-iter 7 --eval-episodes 3".split()
+    planned = plan([*argv, "--out", str(tmp_path)])
+    steps = {cell.row.stages: cell.config.max_iterations for cell in planned.study.cells}
+    assert steps == {1: 7, 2: 7} and planned.study.sizes.episodes == 3 and planned.study.sizes.image_size == 96
+    assert planned.slots == ["cpu", "cpu"] and planned.recording.image_size == 96
+
+
+def test_a_missing_simulator_is_said_before_anything_is_trained(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ablate, "_has_simulator", lambda: False)
+    assert main([*BASE, "--out", str(tmp_path)]) == 2
+    assert "the simulator is not installed: run bash scripts/setup.sh, or use --demos" in capsys.readouterr().err
