@@ -102,7 +102,7 @@ class VLM(nn.Module):
         """Channels of each of the :meth:`streams`."""
         text = self.qwen.config.text_config
         both = 2 * text.num_key_value_heads * text.head_dim
-        return [text.hidden_size] * (1 + len(self.layers)) + [both] * len(self.kv_layers)
+        return [text.hidden_size] * (self.reads.inputs_embeds + len(self.layers)) + [both] * len(self.kv_layers)
 
     def prompt_tokenizer(self, image_hw: tuple[int, int]) -> PromptTokenizer:
         """The tokenizer of this policy's observations; raises ``ValueError`` where the image size does not fit."""
@@ -136,7 +136,7 @@ class VLM(nn.Module):
         """What the VLM itself computes, from images and prompts alone.
 
         Returns:
-            Input embeddings, the hidden states of ``reads``, then its keys and values side by side: (B, T, channels) of
+            Of ``reads``: input embeddings, hidden states, then keys and values side by side: (B, T, channels) of
             ``stream_widths``, a sample's tokens last.
         """
         attended = observation.attention_mask
@@ -153,7 +153,8 @@ class VLM(nn.Module):
                 self.layers,
                 self.kv_layers,
             )
-            streams = [embeds, *hidden_states.values(), *keys_values.values()]
+            streams = [embeds] if self.reads.inputs_embeds else []
+            streams += [*hidden_states.values(), *keys_values.values()]
             if self.vision_only:
                 order = self._vision_last(observation)
                 streams = [_pick(stream, order) for stream in streams]
@@ -187,10 +188,10 @@ class VLM(nn.Module):
             order = self._vision_last(observation)
             per_token = {name: _pick(value, order) for name, value in per_token.items()}
             rotary = torch.where(is_vision, rotary, 0)
-        embeds, *streams = streams
-        hidden_states, keys_values = streams[: len(self.layers)], streams[len(self.layers) :]
+        first = int(self.reads.inputs_embeds)
+        hidden_states, keys_values = streams[first : first + len(self.layers)], streams[first + len(self.layers) :]
         return VLMFeatures(
-            inputs_embeds=embeds,
+            inputs_embeds=streams[0] if self.reads.inputs_embeds else None,
             hidden_states=dict(zip(self.reads.hidden_states, hidden_states, strict=True)),
             keys_values=dict(zip(self.reads.keys_values, map(self._split, keys_values), strict=True)),
             rotary_end=rotary.amax(1) + 1,
