@@ -89,7 +89,7 @@ def test_a_generator_decides_the_loss(kind):
 
 def test_several_draws_per_observation_give_the_mean_gradient_of_as_many_passes(kind):
     """Draw by draw the same, hence the same in expectation, whatever K is; also for the VLM's gradient."""
-    model = kind.build(1, vlm_mode="full").train()
+    model = kind.build(1, vlm_mode="full" if kind.objective == "ddim" else "frozen").train()
     batch = make_batch(model, ["go", "pick up the can"], arms=2)
     batch.observation.valid_ee[1, 1] = False
     robot = robot_state(batch.observation)
@@ -121,9 +121,8 @@ def test_a_camera_that_is_not_shown_does_not_reach_the_prediction(kind, stage):
     assert torch.equal(before[0], predict(model, batch)[0])
 
 
-@pytest.mark.parametrize("stage", [0, 1])
-def test_a_camera_that_view_dropout_hides_does_not_reach_the_prediction(kind, stage):
-    model = kind.policy(stage)
+def test_a_camera_that_view_dropout_hides_does_not_reach_the_prediction(kind):
+    model = kind.policy(1)
     batch = make_batch(model, PROMPTS[0])
     keep, robot = torch.tensor([[True, False], [True, True]]), robot_state(batch.observation)
     before = model.expert.predict(model.vlm(batch.observation, keep), robot, fixed_noise(batch), 2)
@@ -160,9 +159,7 @@ def test_neither_padding_nor_the_other_samples_of_a_batch_change_a_prediction(ki
     alone = make_batch(model, ["go"], hidden=[(0, 1)])
     assert alone.observation.input_ids.shape[1] < batch.observation.input_ids.shape[1]
     noise = fixed_noise(batch)
-    torch.testing.assert_close(
-        predict(model, batch, noise)[:1], predict(model, alone, noise[:1]), atol=2e-4, rtol=1e-4
-    )
+    torch.testing.assert_close(predict(model, batch, noise)[:1], predict(model, alone, noise[:1]), atol=2e-4, rtol=1e-4)
 
 
 def test_prediction_moves_with_the_world(kind):
@@ -300,8 +297,12 @@ def test_gradients_reach_what_trains_and_nothing_else(kind, stage, mode):
         assert {name.split(".lora_")[0].rsplit(".", 1)[1] for name in vlm} == ADAPTED
         assert all(parameters[name].grad.abs().sum() > 0 for name in vlm if "lora_B" in name)
     else:
-        assert vlm == {name for name in parameters if name.startswith("vlm.") and not re.search(UNREAD[kind.arch], name)}
-        assert all(p.grad.abs().sum() > 0 for name, p in parameters.items() if name in vlm and "k_proj.bias" not in name)
+        assert vlm == {
+            name for name in parameters if name.startswith("vlm.") and not re.search(UNREAD[kind.arch], name)
+        }
+        assert all(
+            p.grad.abs().sum() > 0 for name, p in parameters.items() if name in vlm and "k_proj.bias" not in name
+        )
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

@@ -82,7 +82,9 @@ class Mixture:
 def draw(target: Mixture, steps: int, guide: Guide | None = None) -> torch.Tensor:
     flow = FlowMatching(100, 10)
     schedule = exact(flow, steps)
-    return flow.sample(lambda x, i: target.velocity(x, 1 - schedule.timesteps[i].double() / 100), NOISE, schedule, guide)
+    return flow.sample(
+        lambda x, i: target.velocity(x, 1 - schedule.timesteps[i].double() / 100), NOISE, schedule, guide
+    )
 
 
 @pytest.mark.parametrize("modes, std", [(1, 0.3), (3, 0.05), (8, 0.1)])

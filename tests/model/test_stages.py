@@ -23,7 +23,10 @@ def test_leaving_language_out_equals_masking_it(stage0):
     masked = build(0)
     masked.vlm.vision_only = False
     masked.load_state_dict(stage0.state_dict())
-    batch, lean = (make_batch(model.vlm, ["pick up the cereal box and put it into the small bin", "no"]) for model in (masked, stage0))
+    batch, lean = (
+        make_batch(model.vlm, ["pick up the cereal box and put it into the small bin", "no"])
+        for model in (masked, stage0)
+    )
     features = masked.vlm(batch.observation)
     assert (features.modality == Modality.LANGUAGE).any()
     assert not (stage0.vlm(lean.observation).modality == Modality.LANGUAGE).any()
