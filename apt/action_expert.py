@@ -96,7 +96,7 @@ class ActionExpert(Expert):
 
     @property
     def reads(self) -> VLMReads:
-        return VLMReads(hidden_states=self._fused_features())
+        return VLMReads(hidden_states=self._fused_features(), inputs_embeds=True)
 
     def _enter(self, features: VLMFeatures) -> torch.Tensor:
         """What VL tokens start from, (B, L, C)."""

@@ -62,6 +62,8 @@ class LoadReport:
         origin, wanted = self.origin, self.wanted
         if origin.arch != wanted.arch:
             return f"it holds an expert of arch {origin.arch!r}, not {wanted.arch!r}; give --arch {origin.arch}"
+        if origin.stage is None and origin.arch != "apt":
+            return f"it does not say of which stage its expert of arch {origin.arch!r} is; use a file of a run"
         if origin.stage is None:
             return "it holds no action expert: its tensor names are not those of a released checkpoint"
         if origin.stage != wanted.stage:

@@ -110,7 +110,7 @@ class VLM(nn.Module):
         """Channels of each of the :meth:`streams`."""
         text = self.qwen.config.text_config
         both = 2 * text.num_key_value_heads * text.head_dim
-        return [text.hidden_size] * (1 + len(self.layers)) + [both] * len(self.kv_layers)
+        return [text.hidden_size] * (self.reads.inputs_embeds + len(self.layers)) + [both] * len(self.kv_layers)
 
     def prompt_tokenizer(self, image_hw: tuple[int, int]) -> PromptTokenizer:
         """The tokenizer of this policy's observations; raises ``ValueError`` where the image size does not fit."""
@@ -138,7 +138,7 @@ class VLM(nn.Module):
         batch brings image-text pairs, how well it predicts their answers."""
         observation, last = batch.observation, self.qwen.config.text_config.num_hidden_layers - 1
         embeds, by_layer, keys_values = self._encode(observation, camera_keep, (*self.layers, last))
-        streams = [embeds, *(by_layer[layer] for layer in self.layers), *keys_values.values()]
+        streams = self._read(embeds, by_layer, keys_values)
         prompts = next_token_loss(self.qwen, by_layer[last], observation.input_ids, batch.targets)
         pairs = None if batch.image_text is None else self._pairs_loss(batch.image_text, last)
         return self.features(observation, streams, camera_keep), prompts, pairs
@@ -160,11 +160,10 @@ class VLM(nn.Module):
         """What the VLM itself computes, from images and prompts alone.
 
         Returns:
-            Input embeddings, the hidden states of ``reads``, then its keys and values side by side: (B, T, channels) of
+            Of ``reads``: input embeddings, hidden states, then keys and values side by side: (B, T, channels) of
             ``stream_widths``, a sample's tokens last.
         """
-        embeds, hidden_states, keys_values = self._encode(observation, camera_keep, self.layers)
-        streams = [embeds, *hidden_states.values(), *keys_values.values()]
+        streams = self._read(*self._encode(observation, camera_keep, self.layers))
         if self.vision_only:
             order = self._vision_last(observation)
             streams = [_pick(stream, order) for stream in streams]
@@ -188,6 +187,16 @@ class VLM(nn.Module):
                 layers,
                 self.kv_layers,
             )
+
+    def _read(
+        self,
+        embeds: torch.Tensor,
+        hidden_states: dict[int, torch.Tensor],
+        keys_values: dict[int, torch.Tensor],
+    ) -> list[torch.Tensor]:
+        """Of what :meth:`_encode` gives, what the expert reads, in the order of ``stream_widths``."""
+        read = [embeds] if self.reads.inputs_embeds else []
+        return [*read, *(hidden_states[layer] for layer in self.layers), *keys_values.values()]
 
     def features(
         self, observation: Observation, streams: list[torch.Tensor], camera_keep: torch.Tensor | None = None
@@ -217,10 +226,10 @@ class VLM(nn.Module):
             order = self._vision_last(observation)
             per_token = {name: _pick(value, order) for name, value in per_token.items()}
             rotary = torch.where(is_vision, rotary, 0)
-        embeds, *streams = streams
-        hidden_states, keys_values = streams[: len(self.layers)], streams[len(self.layers) :]
+        first = int(self.reads.inputs_embeds)
+        hidden_states, keys_values = streams[first : first + len(self.layers)], streams[first + len(self.layers) :]
         return VLMFeatures(
-            inputs_embeds=embeds,
+            inputs_embeds=streams[0] if self.reads.inputs_embeds else None,
             hidden_states=dict(zip(self.reads.hidden_states, hidden_states, strict=True)),
             keys_values=dict(zip(self.reads.keys_values, map(self._split, keys_values), strict=True)),
             rotary_end=rotary.amax(1) + 1,

@@ -1,8 +1,8 @@
 """What a frozen VLM answers, kept on disk: a sample that comes again is read instead of computed.
 
-A record holds the VLM's streams (input embeddings and the features that the expert reads) of the tokens that the expert
-gets, in the type they were computed in. Its key is a hash of the VLM, of the prompt's tokens and of the pixels of the
-shown cameras in their order. Whatever depends on poses, intrinsics and masks is computed anew (:meth:`VLM.features`).
+A record holds what the expert reads of the VLM, of the tokens that the expert gets, in the type it was computed in. Its
+key is a hash of the VLM, of the prompt's tokens and of the pixels of the shown cameras in their order. Whatever depends
+on poses, intrinsics and masks is computed anew (:meth:`VLM.features`).
 
 The records of a batch are looked up while the batch before it trains, and new ones are written behind the training's
 back. Nothing here waits for the device but the thread that writes.
@@ -201,6 +201,7 @@ def vlm_identity(vlm: VLM, autocast: bool) -> bytes:
         "config": _without_notes(config),
         "layers": vlm.layers,
         "kv_layers": vlm.kv_layers,
+        "inputs_embeds": vlm.reads.inputs_embeds,
         "vision_only": vlm.vision_only,
         "images": encoder.image_statistics,
         "autocast": autocast,

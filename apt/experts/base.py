@@ -27,19 +27,28 @@ class Modality:
 
 @dataclass(frozen=True)
 class VLMReads:
-    """What an expert reads of the VLM. A feature index j stands for decoder layer ``j * vlm_layer_stride``."""
+    """What an expert reads of the VLM. A feature index j stands for decoder layer ``j * vlm_layer_stride``; indices
+    ascend, and layers behind the last of them are not run."""
 
     hidden_states: tuple[int, ...] = ()
     """Features whose residual stream, after the layer, is read."""
     keys_values: tuple[int, ...] = ()
     """Features whose layer's own keys and values are read, as its attention uses them."""
+    inputs_embeds: bool = False
+    """Whether the multimodal input embeddings are read."""
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_states", "keys_values"):
+            indices = getattr(self, name)
+            if any(index < 0 for index in indices) or sorted(set(indices)) != list(indices):
+                raise ValueError(f"an expert reads {name} {indices} of the VLM; wanted ascending indices from 0")
 
 
 @dataclass
 class VLMFeatures:
     """What the expert gets from the VLM, per token."""
 
-    inputs_embeds: torch.Tensor  # (B, L, C), image embeddings scattered in
+    inputs_embeds: torch.Tensor | None  # (B, L, C), image embeddings scattered in, if the expert asked for them
     hidden_states: dict[int, torch.Tensor]  # feature index -> (B, L, C), those the expert asked for
     modality: torch.Tensor  # (B, L) int64, Modality; PAD exactly where the token is not valid
     position: torch.Tensor  # (B, L) int64, 1-D position

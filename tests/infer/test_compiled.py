@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from apt.experts.context import SamplingRun
+from apt.experts.registry import ARCHITECTURES
 from apt.infer.planner import TrajPlanner
 from apt.infer.policy import PROMPT_BUCKET
 from apt.infer.realtime_chunking import RealTimeChunking
@@ -23,6 +24,7 @@ from data_utils.types import _map_tensors
 from tests.infer.helpers import tiny_policy
 from tests.infer.test_sessions import blank_frame
 from tests.model.helpers import make_observation, make_sample
+from tests.model.test_architectures import KINDS
 
 PROMPTS = [
     "go",
@@ -38,12 +40,12 @@ def planned(planner: TrajPlanner, prompt: str, time: float = 0.0) -> np.ndarray:
     return planner.get_action()[0]
 
 
-def small_planner(compile: str = "none") -> TrajPlanner:
-    """Two blocks and one decoder layer: compilation takes its time."""
-    return TrajPlanner.of_policy(tiny_policy(compile, vlm_layer_stride=3), ensemble=0, steps=2)
+def small_planner(compile: str = "none", **changes) -> TrajPlanner:
+    """Two blocks and few decoder layers: compilation takes its time."""
+    return TrajPlanner.of_policy(tiny_policy(compile, vlm_layer_stride=3, **changes), ensemble=0, steps=2)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def eager() -> TrajPlanner:
     return small_planner()
 
@@ -63,11 +65,13 @@ def test_padding_to_a_bucket_changes_no_plan(eager):
 
 
 @pytest.mark.slow
-def test_after_warm_up_a_new_instruction_compiles_nothing(eager, monkeypatch):
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_after_warm_up_a_new_instruction_compiles_nothing(kind, monkeypatch):
     """Graphs and guards as in earnest; the code of the graphs is torch's own, which takes seconds, not minutes."""
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
-    planner = small_planner("compile")
+    eager = small_planner(arch=kind.arch, objective=kind.objective)
+    planner = small_planner("compile", arch=kind.arch, objective=kind.objective)
     planner.warm_up(prompt_tokens=40)
     with torch.compiler.set_stance("fail_on_recompile"):
         lengths = set()
@@ -75,14 +79,16 @@ def test_after_warm_up_a_new_instruction_compiles_nothing(eager, monkeypatch):
             np.testing.assert_allclose(planned(planner, prompt), planned(eager, prompt), atol=1e-5)
             lengths.add(len(planner.policy.prompt_tokenizer((64, 64))(prompt, 2).ids))
         assert len(lengths) == 3
-        planner.get_action(steps=3, sampler="dpm")  # as many steps as one likes
+        planner.get_action(steps=3, sampler=planner.policy.samplers[-1])  # as many steps as one likes
     torch._dynamo.reset()
 
 
 @pytest.mark.slow
-def test_compiled_code_gives_the_same_plans(eager):
+@pytest.mark.parametrize("arch, objective", [("apt", "ddim"), ("pi", "flow"), ("gr00t", "flow")])
+def test_compiled_code_gives_the_same_plans(arch, objective):
     torch._dynamo.reset()
-    planner = small_planner("compile")
+    eager = small_planner(arch=arch, objective=objective)
+    planner = small_planner("compile", arch=arch, objective=objective)
     planner.set_chunking(RealTimeChunking(2.0))
     other = eager.session()
     other.set_chunking(RealTimeChunking(2.0))
@@ -115,14 +121,15 @@ class HostTraffic(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("stage", [0, 1])
-def test_no_stage_of_a_query_talks_to_the_host(stage, monkeypatch):
+@pytest.mark.parametrize("arch, stage", [("apt", 0), *((arch, 1) for arch in ARCHITECTURES)])
+def test_no_stage_of_a_query_talks_to_the_host(arch, stage, monkeypatch):
     """On the meta device, which stands for a GPU: it has shapes and no values."""
-    policy = tiny_policy(train_stage=stage)
+    policy = tiny_policy(train_stage=stage, arch=arch)
     model = policy.model
     observation = make_observation(model.vlm, ["go"])
     run = model.expert.sampling_run(2)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # knows no meta device
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device_type: False)
     model.to("meta")
     observation = _map_tensors(observation, lambda tensor: tensor.to("meta"))
     run = SamplingRun(run.modulations.to("meta"), run.coefficients.to("meta"))

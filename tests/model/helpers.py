@@ -1,15 +1,23 @@
-"""Observations and batches for model tests, through the project's own collator."""
+"""Policies, observations and batches for model tests, these through the project's own collator."""
 
 from __future__ import annotations
 
-import numpy as np
+import dataclasses
 
-from apt.action_transform import STATE_DIM
+import numpy as np
+import torch
+from torch import nn
+
+from apt.action_transform import ACTION_DIM, STATE_DIM
+from apt.encoders.vision_tower import patchify
+from apt.policy_config import VLAConfig
+from apt.vla import VLA
 from apt.vlm import VLM
 from data_utils.collate import Collator
 from data_utils.types import Batch, Observation, Sample
 from tests.synthetic import pose
 
+SMALL = VLAConfig(model="tiny", vlm="tiny", vlm_layer_stride=1, num_future=8)
 K = np.array([[60.0, 0, 32], [0, 60, 32], [0, 0, 1]], np.float32)
 
 
@@ -67,3 +75,49 @@ def make_batch(
 
 def make_observation(vlm: VLM, prompts: list[str], **options) -> Observation:
     return make_batch(vlm, prompts, **options).observation
+
+
+def build(stage: int, seed: int = 0, **changes) -> VLA:
+    """A policy whose zero-initialised parts are filled, so that everything could reach the output."""
+    torch.manual_seed(seed)
+    model = VLA(dataclasses.replace(SMALL, train_stage=stage, **changes)).eval()
+    with torch.no_grad():
+        for parameter in model.expert.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def fixed_noise(batch: Batch, samples: int = 1) -> torch.Tensor:
+    """Noise (B * samples, Nee, Ta, 10) to denoise from, always the same."""
+    count, arms = batch.observation.valid_ee.shape
+    shape = count * samples, arms, batch.future.shape[1], ACTION_DIM
+    return torch.randn(shape, generator=torch.Generator().manual_seed(7))
+
+
+def run_hugging_face(model: nn.Module, observation: Observation, **options):
+    """What Hugging Face's own ``Qwen3VLForConditionalGeneration`` (the tiny one) makes of an observation."""
+    images = observation.rgb[:, -1].flatten(0, 1)[observation.image_index]
+    return run_hugging_face_on(model, images, observation.input_ids, observation.attention_mask, **options)
+
+
+@torch.no_grad()
+def run_hugging_face_on(
+    model: nn.Module, images: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor, **options
+):
+    """The same of images (Nimg, 3, H, W) uint8 and tokens (B, L)."""
+    vision, statistics = model.config.vision_config, torch.full((3,), 0.5)
+    patches = patchify(images, vision.patch_size, vision.spatial_merge_size, statistics, statistics)
+    rows, columns = images.shape[-2] // vision.patch_size, images.shape[-1] // vision.patch_size
+    return model(
+        input_ids=input_ids,
+        attention_mask=attention_mask.long(),
+        pixel_values=as_two_frames(patches),
+        image_grid_thw=torch.tensor([[1, rows, columns]] * len(images)),
+        mm_token_type_ids=(input_ids == model.config.image_token_id).int(),
+        **options,
+    )
+
+
+def as_two_frames(patches: torch.Tensor) -> torch.Tensor:
+    """Patches of a still image as Hugging Face lays them out: every channel's pixels for two frames."""
+    return patches.unflatten(1, (3, 1, -1)).expand(-1, -1, 2, -1).flatten(1)

@@ -13,7 +13,7 @@ from apt.encoders.vision_tower import patchify
 from apt.experts.base import Modality, VLMReads
 from apt.vlm import VLM, position_1d, token_coordinates
 from data_utils.letterbox import norm_xy
-from tests.model.helpers import make_observation
+from tests.model.helpers import as_two_frames, make_observation, run_hugging_face
 
 PATCH = 8  # of the tiny model
 PIXELS = 2 * PATCH
@@ -36,13 +36,7 @@ def test_patches_equal_hugging_faces_image_processor(processor):
     wanted = processor([Image.fromarray(image) for image in images], return_tensors="pt")["pixel_values"]
     mean, std = torch.tensor(processor.image_mean), torch.tensor(processor.image_std)
     patches = patchify(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), PATCH, 2, mean, std)
-    torch.testing.assert_close(twice(patches), wanted.float(), atol=1e-6, rtol=0)
-
-
-def twice(patches: torch.Tensor) -> torch.Tensor:
-    """A still image as Hugging Face lays it out: every channel's pixels for two frames."""
-    channels = patches.unflatten(1, (3, 1, -1))
-    return channels.expand(-1, -1, 2, -1).flatten(1)
+    torch.testing.assert_close(as_two_frames(patches), wanted.float(), atol=1e-6, rtol=0)
 
 
 def test_prompt_tokens_are_the_chat_template_with_every_image_expanded(tokenizer):
@@ -85,18 +79,7 @@ def _reference_streams(model, observation):
         for layer in layers
     ]
     hooks.append(model.model.language_model.norm.register_forward_pre_hook(lambda _m, args: inputs.append(args[0])))
-    config = model.config
-    rgb = observation.rgb[:, -1].flatten(0, 1)[observation.image_index]
-    mean = torch.full((3,), 0.5)
-    patches = twice(patchify(rgb, PATCH, 2, mean, mean))
-    rows, columns = rgb.shape[-2] // PATCH, rgb.shape[-1] // PATCH
-    model(
-        input_ids=observation.input_ids,
-        attention_mask=observation.attention_mask.long(),
-        pixel_values=patches,
-        image_grid_thw=torch.tensor([[1, rows, columns]] * len(rgb)),
-        mm_token_type_ids=(observation.input_ids == config.image_token_id).int(),
-    )
+    run_hugging_face(model, observation)
     for hook in hooks:
         hook.remove()
     return inputs  # inputs[k] is the stream before layer k, DeepStack's addition included
@@ -104,7 +87,7 @@ def _reference_streams(model, observation):
 
 @pytest.mark.parametrize("hw", [(64, 64), (64, 96)])
 def test_features_are_the_inputs_of_the_next_layer_of_hugging_faces_model(hw):
-    vlm = VLM("tiny", "frozen", layer_stride=1, reads=VLMReads((0, 1, 3)), vision_only=False).eval()
+    vlm = VLM("tiny", "frozen", layer_stride=1, reads=VLMReads((0, 1, 3), inputs_embeds=True), vision_only=False).eval()
     observation = make_observation(vlm, prompts=["pick up the can", "go"], hw=hw)
     features = vlm(observation)
     reference = load_model("tiny", torch.float32).eval()

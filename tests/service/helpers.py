@@ -18,14 +18,16 @@ PROMPT = "reach for the red square"
 STEPS = 2
 
 
-def write_checkpoint(folder: Path, dataset_class: str = "PickPlaceCan") -> Path:
-    """A tiny policy with averaged weights, as a run on ``dataset_class`` would leave it."""
+def write_checkpoint(folder: Path, dataset_class: str = "PickPlaceCan", **changes) -> Path:
+    """A tiny policy with averaged weights, as a run on ``dataset_class`` would leave it; ``changes`` of its
+    ``VLAConfig``."""
     folder.mkdir(parents=True)
-    policy = tiny_policy()
+    policy = tiny_policy(**changes)
     config = dataclasses.replace(policy.train_config, dataset_classes=(dataset_class,))
     shadows = [0.9 * p.detach() for p in VLA(config.vla_config()).parameters() if p.requires_grad]
     content = {
         "weights": policy.model.released_weights(),
+        **policy.model.origin.entries(),
         "ema": {"decay": 0.9, "num_updates": 1, "shadow_params": shadows},
         "current_iters": 1,
     }

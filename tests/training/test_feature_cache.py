@@ -16,6 +16,7 @@ import torch
 
 from apt.checkpoint import load_checkpoint
 from apt.configs import CONFIGS, ConfigError
+from apt.experts.registry import ARCHITECTURES
 from apt.policy_config import VLAConfig
 from apt.vla import VLA
 from apt.vlm import VLM
@@ -84,8 +85,9 @@ def test_a_cached_run_repeats_the_uncached_one_to_the_bit_and_runs_the_vlm_once_
 
 
 @pytest.mark.parametrize("stage", [0, 1])
-def test_gradients_are_the_same_whichever_samples_are_stored(cache_of, vlm_passes, stage):
-    model = build(stage)
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_gradients_are_the_same_whichever_samples_are_stored(cache_of, vlm_passes, arch, stage):
+    model = build(stage, arch=arch)
     hidden = [(1, 0)]  # a sample of one camera, and so of fewer tokens
     batch = make_batch(model.vlm, PROMPTS, hidden=hidden)
 
@@ -193,6 +195,8 @@ def test_a_vlm_is_known_by_what_it_computes_not_by_its_name(tmp_path):
         VLA(config, frozen_dtype=torch.bfloat16).vlm,
         VLA(dataclasses.replace(config, vlm_layer_stride=2)).vlm,
         VLA(dataclasses.replace(config, train_stage=1)).vlm,
+        VLA(dataclasses.replace(config, arch="pi")).vlm,
+        VLA(dataclasses.replace(config, arch="gr00t")).vlm,
     ]
     identities = [vlm_identity(vlm, False), vlm_identity(vlm, True), *(vlm_identity(other, False) for other in others)]
     assert len(set(identities)) == len(identities)

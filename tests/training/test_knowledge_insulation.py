@@ -13,15 +13,13 @@ from apt import language_loss
 from apt.checkpoint import load_checkpoint
 from apt.configs import ConfigError, TrainConfig
 from apt.encoders.hub import load_config, load_model, resolve
-from apt.encoders.vision_tower import patchify
 from apt.policy_config import VLAConfig
 from apt.vla import VLA
 from data_utils.image_text import ImageTextPairs
 from data_utils.types import Batch
 from tests.data.test_image_text import batches as pair_batches
 from tests.data.test_image_text import write_pairs
-from tests.model.helpers import make_batch
-from tests.model.test_vlm import PATCH, twice
+from tests.model.helpers import make_batch, run_hugging_face_on
 from tests.training.helpers import losses, start_training, train
 from tests.training.test_deepspeed import BACKENDS, needs_deepspeed
 from train_utils import launch
@@ -72,18 +70,9 @@ def gradients(model: VLA, part: str) -> dict[str, torch.Tensor]:
 def hugging_faces_loss(images, input_ids, attention_mask, counts) -> torch.Tensor:
     """Its own forward with labels: those of every row's last ``counts`` tokens, -100 elsewhere."""
     model = load_model("tiny", torch.float32).eval()
-    half = torch.full((3,), 0.5)
-    rows, columns = images.shape[-2] // PATCH, images.shape[-1] // PATCH
     is_target = torch.arange(input_ids.shape[1]) >= input_ids.shape[1] - counts[:, None]
-    with torch.no_grad():
-        return model(
-            input_ids=input_ids,
-            attention_mask=attention_mask.long(),
-            pixel_values=twice(patchify(images, PATCH, 2, half, half)),
-            image_grid_thw=torch.tensor([[1, rows, columns]] * len(images)),
-            mm_token_type_ids=(input_ids == model.config.image_token_id).int(),
-            labels=torch.where(is_target, input_ids, -100),
-        ).loss
+    labels = torch.where(is_target, input_ids, -100)
+    return run_hugging_face_on(model, images, input_ids, attention_mask, labels=labels).loss
 
 
 # -- the loss ----------------------------------------------------------------------------------------------------------

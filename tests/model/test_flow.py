@@ -1,0 +1,117 @@
+"""Flow matching: times as the papers draw them, velocities that lead where they should."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from apt.flow import FlowMatching
+from apt.objective import Guide, Schedule
+
+NOISE = torch.randn(512, 10, generator=torch.Generator().manual_seed(0)).double()
+
+
+def exact(flow: FlowMatching, steps: int) -> Schedule:
+    schedule = flow.schedule(steps)
+    return Schedule(schedule.timesteps, schedule.coefficients.double())
+
+
+def test_times_are_distributed_as_in_the_papers():
+    told = FlowMatching(100, 10).draw_timesteps(200_000, torch.device("cpu"), torch.Generator().manual_seed(0))
+    time = 1 - told.double().numpy() / 100  # from noise at 0 to action at 1
+    assert 0 <= time.min() and time.max() <= 0.999
+    wanted = stats.beta(1.5, 1)
+    drawn = (0.999 - time) / 0.999
+    assert drawn.mean() == pytest.approx(wanted.mean(), abs=2e-3)
+    quantiles = np.linspace(0.02, 0.98, 25)
+    np.testing.assert_allclose(np.quantile(drawn, quantiles), wanted.ppf(quantiles), atol=5e-3)
+    assert stats.kstest(drawn, wanted.cdf).pvalue > 1e-3
+
+
+def test_noise_is_mixed_in_by_the_time_that_the_network_is_told():
+    flow = FlowMatching(100, 10)
+    clean, noise = torch.randn(2, 4, 1, 8, 10, generator=torch.Generator().manual_seed(0))
+    mixed = flow.add_noise(clean, noise, torch.tensor([0.0, 25.0, 50.0, 100.0]))
+    for row, share in enumerate((0.0, 0.25, 0.5, 1.0)):
+        torch.testing.assert_close(mixed[row], (1 - share) * clean[row] + share * noise[row])
+
+
+def test_the_error_is_least_at_the_velocity_from_noise_to_action():
+    flow = FlowMatching(100, 10)
+    clean, noise = torch.randn(2, 3, 10, generator=torch.Generator().manual_seed(0))
+    assert flow.error(clean - noise, clean, noise).abs().max() == 0
+    torch.testing.assert_close(flow.error(clean - noise + 0.5, clean, noise), torch.full((3, 10), 0.25))
+
+
+@pytest.mark.parametrize("steps", [1, 3, 10, 100])
+def test_a_data_set_of_one_point_is_met_exactly(steps):
+    """Its velocity at x is (point - x) / (time left), which leads straight to the point."""
+    flow, point = FlowMatching(100, 10), torch.linspace(-1, 1, 10).double()
+    schedule = exact(flow, steps)
+    path = []
+
+    def velocity(x: torch.Tensor, index: int) -> torch.Tensor:
+        path.append(x)
+        return (point - x) / (schedule.timesteps[index].double() / 100)
+
+    end = flow.sample(velocity, NOISE, schedule)
+    torch.testing.assert_close(end, point.expand_as(end), atol=1e-6, rtol=0)
+    for index, x in enumerate(path):  # in equal steps
+        torch.testing.assert_close(x, torch.lerp(NOISE, point.expand_as(NOISE), index / steps), atol=1e-6, rtol=0)
+
+
+class Mixture:
+    """Ten-dimensional modes, each a Gaussian of deviation ``std``."""
+
+    def __init__(self, modes: int, std: float) -> None:
+        self.means = 0.5 * torch.randn(modes, 10, generator=torch.Generator().manual_seed(1)).double()
+        self.std = std
+
+    def velocity(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        """The mean of ``action - noise`` given ``x = time action + (1 - time) noise`` (B, 10)."""
+        variance = time**2 * self.std**2 + (1 - time) ** 2
+        offset = x.unsqueeze(1) - time * self.means  # (B, modes, 10)
+        share = torch.softmax(-offset.square().sum(-1) / (2 * variance), -1).unsqueeze(-1)
+        action = self.means + time * self.std**2 / variance * offset
+        noise = (1 - time) / variance * offset
+        return (share * (action - noise)).sum(1)
+
+
+def draw(target: Mixture, steps: int, guide: Guide | None = None) -> torch.Tensor:
+    flow = FlowMatching(100, 10)
+    schedule = exact(flow, steps)
+    return flow.sample(
+        lambda x, i: target.velocity(x, 1 - schedule.timesteps[i].double() / 100), NOISE, schedule, guide
+    )
+
+
+@pytest.mark.parametrize("modes, std", [(1, 0.3), (3, 0.05), (8, 0.1)])
+def test_samples_of_a_mixture_converge_with_the_number_of_steps(modes, std):
+    target = Mixture(modes, std)
+    many = draw(target, 100)
+    errors = [(draw(target, steps) - many).abs().mean().item() for steps in (4, 10, 25, 50)]
+    assert errors == sorted(errors, reverse=True) and errors[-1] < 0.3 * errors[0]
+    distance, nearest = torch.cdist(many, target.means).min(dim=1)
+    assert distance.mean() == pytest.approx(std * 10**0.5, rel=0.15)  # modes have their width
+    shares = nearest.bincount(minlength=modes) / len(many)
+    assert (shares - 1 / modes).abs().max() < 0.12  # and their weight
+
+
+def test_a_guide_of_weight_one_is_met_exactly_and_of_weight_zero_changes_nothing():
+    target, wanted = Mixture(3, 0.05), torch.full((512, 10), 0.2).double()
+    weight = torch.cat([torch.ones(5), torch.zeros(5)]).double()
+    torch.testing.assert_close(draw(target, 10, Guide(wanted, weight))[:, :5], wanted[:, :5], atol=1e-9, rtol=0)
+    unguided = draw(target, 10, Guide(wanted, torch.zeros_like(weight)))
+    torch.testing.assert_close(unguided, draw(target, 10), atol=1e-12, rtol=0)
+
+
+def test_bad_schedules_are_named():
+    flow = FlowMatching(100, 10)
+    assert flow.schedule() is flow.schedule(10, "euler")
+    for steps in (0, 101, 2.0, True):
+        with pytest.raises(ValueError, match="denoising steps asked for; wanted 1 to 100"):
+            flow.schedule(steps)
+    with pytest.raises(ValueError, match="unknown sampler 'ddim'; choose from euler"):
+        flow.schedule(10, "ddim")
