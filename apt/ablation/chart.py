@@ -19,33 +19,40 @@ COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 INK, FAINT = "#22262c", "#d9dce1"
 FONT = 10  # points
 LINE = 150  # characters of the footnote
+SMALL_LINE = 24  # characters of a small panel's title
 GROUP = 0.84  # of the room between two settings that their bars take
 STUB = 0.006  # of the panel's height: a bar of 0 shows whose it is
 WIDTH, PANEL_HEIGHT = 10.0, 3.3  # inches
 
 
 def write_chart(report: Report) -> Path:
-    """``chart.png`` in the grid's folder."""
+    """``chart.png`` in the grid's folder: a panel per measure that has settings, small ones below for the others."""
     shown = panels(report.keys)
-    rest = shown.pop("", [])
-    if not shown:  # no measure has settings: a panel each
-        shown = {measure_of(key).title: [("", key)] for _, key in rest}
-    figure = Figure(figsize=(WIDTH, PANEL_HEIGHT * max(1, len(shown)) + 1.4), layout="constrained")
+    small = {_wrapped(measure_of(key).title): [("", key)] for _, key in shown.pop("", [])}
+    rows = [[title] * max(1, len(small)) for title in shown] + ([list(small)] if small else [])
+    figure = Figure(figsize=(WIDTH, PANEL_HEIGHT * max(1, len(rows)) + 1.4), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.1)
     FigureCanvasAgg(figure)
-    axes = figure.subplots(max(1, len(shown)), squeeze=False)[:, 0]
     families = list(dict.fromkeys(line.row.family for line in report.lines))
     lines = sorted(report.lines, key=lambda line: families.index(line.row.family))  # a family's bars stand together
-    for panel, (title, keys) in zip(axes, shown.items(), strict=False):
-        _draw(panel, title, keys, lines, families, report)
-    if not shown:
-        axes[0].text(0.5, 0.5, "no cell is done", ha="center", va="center", fontsize=FONT, color=INK)
-        axes[0].set_axis_off()
+    if rows:
+        axes = figure.subplot_mosaic(rows)
+        for title, keys in {**shown, **small}.items():
+            _draw(axes[title], title, keys, lines, families, report)
+    else:
+        axes = figure.subplots()
+        axes.text(0.5, 0.5, "no cell is done", ha="center", va="center", fontsize=FONT, color=INK)
+        axes.set_axis_off()
     _legend(figure, lines, families, report)
     figure.supxlabel(_footnote(report), fontsize=FONT - 2, color=INK, x=0.02, ha="left")
     path = report.study.folder / CHART_FILE
     figure.savefig(path, dpi=150, facecolor="white")
     return path
+
+
+def _wrapped(title: str) -> str:
+    """On lines that fit a small panel."""
+    return "\n".join(textwrap.wrap(title, SMALL_LINE))
 
 
 def _draw(
