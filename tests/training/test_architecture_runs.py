@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from apt.checkpoint import load_checkpoint
+from apt.experts.registry import ARCHITECTURES
 from apt.infer.planner import TrajPlanner
+from benchmarks import architectures
 from data_utils.datasets import PickPlaceCan
 from scripts import test_ckpt as offline_check
 from tests.infer.helpers import frame_at
@@ -104,3 +106,15 @@ def test_a_run_that_is_resumed_and_draws_pictures_goes_on(arch, tmp_path, locate
     assert train(tmp_path, "whole", max_iterations=4, **fields) == 0
     first, second = (load_checkpoint(checkpoint(tmp_path, name))["weights"] for name in ("run", "whole"))
     assert all(torch.equal(first[name], second[name]) for name in second)
+
+
+@pytest.mark.slow
+def test_the_benchmark_measures_every_architecture_against_apt(capsys):
+    architectures.main("--vlm tiny --bs 1 --repeat 1 --steps 2 --device cpu".split())
+    lines = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    head, *rows = ([cell.strip() for cell in line] for line in lines)
+    assert [row[0] for row in rows] == list(ARCHITECTURES) and all(len(row) == len(head) for row in rows)
+    ratios = [index for index, cell in enumerate(head) if cell == "ratio"]
+    assert len(ratios) == 4
+    assert all(rows[0][index] == "1" and row[index].endswith("x apt") for index in ratios for row in rows[1:])
+    assert all(float(row[head.index("train GFLOP")]) > float(row[head.index("of them expert")]) > 0 for row in rows)
