@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a network; without this, a missing model is asked for
@@ -21,6 +23,15 @@ GOLDEN = Path(__file__).parent / "golden"
 @pytest.fixture(scope="session", autouse=True)
 def _two_threads():
     torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch works with one thread meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import pytest
-import torch
+
+from tests.conftest import one_thread
 
 
 @pytest.fixture(scope="package", autouse=True)
 def _one_thread():
     """The work is small: threads would wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_thread():
+        yield

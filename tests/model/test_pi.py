@@ -7,6 +7,7 @@ import torch
 from transformers import DynamicCache
 
 from apt.encoders.hub import load_model
+from apt.encoders.qwen3vl import rotate
 from apt.experts.context import KeysValues
 from apt.experts.pi import PiBlock, Rotary
 from apt.layers.attention import AttentionMask, attention
@@ -65,6 +66,7 @@ def test_actions_stand_right_behind_the_last_token(stage):
 
 
 def test_grouped_queries_equal_repeated_keys():
+    """Hugging Face's way: query head h reads key h // groups, which is there once for each of them."""
     torch.manual_seed(0)
     shape, width, tokens = VLMAttention(heads=6, kv_heads=2, head_dim=8, rope_theta=1e4), 24, 5
     block = PiBlock(width, shape, "sdpa")
@@ -72,19 +74,13 @@ def test_grouped_queries_equal_repeated_keys():
     context = KeysValues(*torch.randn(2, 3, 7, shape.kv_heads, shape.head_dim))
     mask = AttentionMask.of(torch.rand(3, 1, 7 + tokens) < 0.7, torch.float32)
     rotary = Rotary.at(torch.arange(7, 7 + tokens).expand(3, -1), shape)
-    seen = []
 
-    def repeated(q, k, v, mask, backend):
-        """The same by Hugging Face's way: query head h reads key h // groups."""
-        groups = shape.heads // shape.kv_heads
-        q = q.view(3, tokens, groups, shape.kv_heads, -1).transpose(2, 3).flatten(2, 3)
-        out = attention(q, *(x.repeat_interleave(groups, dim=2) for x in (k, v)), mask, backend)
-        seen.append(out)
-        return out.unflatten(2, (shape.kv_heads, groups)).transpose(2, 3).flatten(1, 2)
-
-    found = block(x, context, modulation, rotary, mask)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("apt.experts.pi.attention", repeated)
-        wanted = block(x, context, modulation, rotary, mask)
-    assert seen[0].shape == (3, tokens, shape.heads, shape.head_dim)
-    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+    factor1, offset1, factor2, offset2 = modulation.unsqueeze(2).unbind(1)
+    normed = block.norm1(x, factor1, offset1)
+    q = block.q_norm(block.to_q(normed).view(3, tokens, shape.heads, -1))
+    k, v = block.to_kv(normed).view(3, tokens, 2, shape.kv_heads, -1).unbind(2)
+    q, k = (rotate(each, rotary.cos, rotary.sin) for each in (q, block.k_norm(k)))
+    repeated = (each.repeat_interleave(shape.heads // shape.kv_heads, dim=2) for each in context.joined(k, v))
+    wanted = x + block.to_out(attention(q, *repeated, mask).flatten(2))
+    wanted = wanted + block.mlp(block.norm2(wanted, factor2, offset2))
+    torch.testing.assert_close(block(x, context, modulation, rotary, mask), wanted, atol=1e-5, rtol=1e-5)

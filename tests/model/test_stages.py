@@ -8,7 +8,6 @@ import torch
 from apt.action_expert import ActionExpert
 from apt.experts.base import Modality
 from apt.policy_config import ExpertConfig
-from apt.state_dict_adapter import expand_va
 from apt.vla import VLA, draw_camera_keep
 from tests.model.helpers import build, fixed_noise, make_batch
 
@@ -36,18 +35,6 @@ def test_leaving_language_out_equals_masking_it(stage0):
         atol=2e-4,
         rtol=1e-4,
     )
-
-
-def test_expansion_copies_every_shared_tensor_and_leaves_even_blocks_fresh(stage0):
-    model = build(1, seed=1)
-    before = {name: tensor.clone() for name, tensor in model.released_weights().items()}
-    report = model.load_from_pretrain(stage0.released_weights(), load_from_va=True)
-    after, source = model.released_weights(), expand_va(stage0.released_weights())
-    assert not report.dropped and set(report.copied) == set(source)
-    for name, tensor in after.items():
-        assert torch.equal(tensor, source.get(name, before[name])), name
-    assert {name.split("layers.")[1].split(".")[0] for name in report.fresh} == {"0", "2"}
-    assert all("layers." in name for name in report.fresh)
 
 
 @pytest.mark.parametrize("step_embedding", [False, True])

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-import torch
 
 from apt.infer.planner import TrajPlanner
 from data_utils.datasets import PickPlaceCan
+from tests.conftest import one_thread
 from tests.service.helpers import STEPS, connect, running_policy, write_checkpoint
 from tests.transport.conftest import ns_port  # noqa: F401 (a fixture)
 
@@ -16,10 +16,8 @@ from tests.transport.conftest import ns_port  # noqa: F401 (a fixture)
 @pytest.fixture(scope="package", autouse=True)
 def _one_thread():
     """As the service has, so that both compute the very same numbers."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="package")
