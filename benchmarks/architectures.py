@@ -175,11 +175,11 @@ def in_turns(
     count: Callable[[Contender], None],
     measure: Callable[[Contender, bool], None],
 ) -> None:
-    """Count once, warm up twice, then measure one after the other, each repetition beginning with another one."""
+    """Count once, warm up once, then measure one after the other, each repetition beginning with another one."""
     order = list(contenders.values())
     for contender in order:
         count(contender)
-    for repetition in range(-2, repeat):
+    for repetition in range(-1, repeat):
         first = repetition % len(order)
         for contender in (*order[first:], *order[:first]):
             measure(contender, repetition >= 0)
