@@ -73,7 +73,7 @@ def commands() -> list[list[str]]:
     """The document's commands, split into words."""
     blocks = re.findall(r"```bash\n(.*?)```", DOC.read_text(encoding="utf-8"), re.S)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [shlex.split(line) for line in lines if line]
+    return [shlex.split(line) for line in lines if line and not line.startswith("export ")]
 
 
 def test_the_documents_training_commands_mean_what_they_say(located, tmp_path):
