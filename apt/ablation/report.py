@@ -36,8 +36,8 @@ class Measure:
 MEASURES = {
     "success": Measure("closed-loop success (%)", 100, 0, is_rate=True),
     "named_first": Measure("named object approached first (%)", 100, 0, is_rate=True),
-    "position_cm": Measure("open-loop position error (cm)"),
-    "position_ratio": Measure("position error / mean motion's"),
+    "position_cm": Measure("open-loop position error (cm, less is better)"),
+    "position_ratio": Measure("position error / mean motion's (less is better)"),
     "language_cm": Measure("path change, instruction swapped (cm)"),
     "language_ratio": Measure("path change / spread between noise seeds"),
 }
@@ -52,7 +52,8 @@ class Estimate:
     low: float | None
     high: float | None
     method: str
-    """t: over seeds; wilson: over the pooled episodes; none: a single seed of what is no rate."""
+    """t: over seeds; wilson: over the pooled episodes; none: a single seed, or a gain in a rate that is the same on
+    every seed."""
 
 
 @dataclass(frozen=True)
@@ -144,13 +145,14 @@ def _gains(
         for key in keys:
             differences = [by_seed[2][seed][key] - by_seed[1][seed][key] for seed in seeds]
             if differences:
-                gains[family][key] = _gain(measure_of(key).scale, differences)
+                gains[family][key] = _gain(measure_of(key), differences)
     return gains
 
 
-def _gain(scale: float, differences: Sequence[float]) -> Estimate:
-    mean = math.fsum(differences) / len(differences)
-    if len(differences) == 1:
+def _gain(measure: Measure, differences: Sequence[float]) -> Estimate:
+    mean, scale = math.fsum(differences) / len(differences), measure.scale
+    # Rates of a few episodes are coarse: seeds that agree do not mean that there is nothing to doubt.
+    if len(differences) == 1 or (measure.is_rate and len(set(differences)) == 1):
         return Estimate(scale * mean, None, None, "none")
     half = _t_half_width(differences)
     return Estimate(scale * mean, scale * (mean - half), scale * (mean + half), "t")
