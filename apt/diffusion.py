@@ -18,6 +18,7 @@ class Diffusion(Objective):
     ``ddim`` is what policies are trained to be sampled with; ``dpm`` gets closer to it with few steps (5 to 10).
     """
 
+    name = "ddim"
     samplers = ("ddim", "dpm")
 
     def __init__(self, train_timesteps: int = 100, inference_timesteps: int = 20) -> None:

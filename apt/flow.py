@@ -19,6 +19,7 @@ LATEST_TIME = 0.999
 class FlowMatching(Objective):
     """Velocity prediction, Euler integration in equal steps."""
 
+    name = "flow"
     samplers = ("euler",)
 
     def draw_timesteps(

@@ -75,6 +75,8 @@ class Objective(ABC):
         inference_timesteps: denoising steps when a call does not say.
     """
 
+    #: in configurations
+    name: str
     #: names of its samplers, the usual one first
     samplers: tuple[str, ...]
 
@@ -108,7 +110,10 @@ class Objective(ABC):
         steps = self.inference_timesteps if steps is None else steps
         sampler = self.samplers[0] if sampler is None else sampler
         if sampler not in self.samplers:
-            raise ValueError(f"unknown sampler {sampler!r}; choose from {', '.join(self.samplers)}")
+            raise ValueError(
+                f"sampler {sampler!r} is not one of the objective {self.name!r}, by which this policy was trained; "
+                f"choose from {', '.join(self.samplers)}"
+            )
         if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= self.train_timesteps:
             raise ValueError(f"{steps!r} denoising steps asked for; wanted 1 to {self.train_timesteps}")
         return self._schedule(steps, sampler)

@@ -75,9 +75,10 @@ class LoadReport:
         if self.mismatched:
             return f"{len(self.mismatched)} tensors differ in shape (another model size?), e.g. {self.mismatched[0]}"
         if self.vlm_dropped:
+            adapters = any("lora_" in name for name in self.vlm_dropped)
             return (
-                f"{len(self.vlm_dropped)} tuned VLM tensors have no place in the model (LoRA adapters need VLM mode "
-                f"lora), e.g. {self.vlm_dropped[0]}"
+                f"{len(self.vlm_dropped)} tuned VLM tensors have no place in the model, e.g. {self.vlm_dropped[0]}"
+                + ("; LoRA adapters need --vlm-mode lora" if adapters else "")
             )
         return None
 

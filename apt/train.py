@@ -41,7 +41,7 @@ from train_utils.optim import build_optimizer, set_learning_rate
 from train_utils.pictures import gate_picture, gate_table, trajectory_picture
 from train_utils.plan import describe_plan
 from train_utils.resume_command import VARIABLE, continue_stage
-from train_utils.run_dir import RunDirectory, check_run_dir
+from train_utils.run_dir import RunDirectory, changed_since_saved, check_run_dir
 from train_utils.stopping import StopWish
 
 MAX_NONFINITE_STEPS = 20
@@ -196,7 +196,11 @@ class Trainer:
                 self.ema.load_state_dict(start["ema"], self.backend.split(saved_shadow(start["ema"])))
             except ValueError as error:
                 self._say(f"warning: the EMA starts fresh: {error}")
-        self._say(f"resume: {self.config.name} at iteration {self.iteration}")
+        changed = changed_since_saved(self.config)
+        self._say(
+            f"resume: {self.config.name} at iteration {self.iteration}"
+            + (f"; changed since it was saved: {', '.join(changed)}" if changed else "")
+        )
 
     # -- the loop --------------------------------------------------------------------------------------------------
 

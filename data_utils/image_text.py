@@ -45,8 +45,8 @@ class Pair:
     where: str  # file and line, for messages
 
 
-def parse_line(file: Path, number: int, line: bytes, image_token: str) -> Pair:
-    """Line ``number`` (from 1) of ``file``. Raises ``DataError`` that names both."""
+def parse_line(file: Path, number: int, line: bytes, image_token: str | None) -> Pair:
+    """Line ``number`` (from 1) of ``file``, ``image_token`` not in its texts. Raises ``DataError`` that names both."""
     where = f"{file}:{number}"
     try:
         value = json.loads(line)
@@ -55,12 +55,43 @@ def parse_line(file: Path, number: int, line: bytes, image_token: str) -> Pair:
     if not isinstance(value, dict):
         raise DataError(f"{where} is a {type(value).__name__}; wanted an object with {', '.join(FIELDS)}", "schema")
     for field in FIELDS:
+        if field not in value:
+            raise DataError(f"{where} has no {field!r}; wanted an object with {', '.join(FIELDS)}", "schema")
         if not isinstance(value.get(field), str) or not value[field].strip():
             raise DataError(f"{where}: {field!r} is {value.get(field)!r}; wanted a text that is not empty", "schema")
     for field in ("prompt", "answer"):
-        if image_token in value[field]:
+        if image_token is not None and image_token in value[field]:
             raise DataError(f"{where}: {field!r} holds {image_token!r}, which stands for an image; remove it", "prompt")
     return Pair(file.parent / value["image"], value["prompt"].strip(), value["answer"].strip(), where)
+
+
+def scan_pairs(file: Path, image_token: str | None = None) -> np.ndarray:
+    """Check all lines of a file, and that its images are there.
+
+    Args:
+        image_token: which no text may hold; None: not checked yet.
+    Returns:
+        (2, lines) int64: where each pair's line begins, and its number.
+    Raises:
+        DataError: the file or an image of it is missing, a line is malformed, or there is none.
+    """
+    starts, numbers, start = [], [], 0
+    try:
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    pair = parse_line(file, number, line, image_token)
+                    if not pair.image.is_file():
+                        raise DataError(f"{pair.where}: there is no image {pair.image}", "location")
+                    starts.append(start)
+                    numbers.append(number)
+                start += len(line)
+    except OSError as error:
+        what = f"image-text pairs {file} cannot be read ({error.strerror})"
+        raise DataError(f"{what}; --image_text_pairs wants a file of JSON lines", "file") from error
+    if not starts:
+        raise DataError(f"{file} holds no image-text pair; wanted a JSON object per line", "file")
+    return np.array([starts, numbers], np.int64)
 
 
 class ImageTextPairs(Dataset):
@@ -76,22 +107,7 @@ class ImageTextPairs(Dataset):
 
     def __init__(self, file: str | Path, image_hw: tuple[int, int], tokenize: Tokenizer) -> None:
         self.file, self._image_hw, self._tokenize = Path(file), image_hw, tokenize
-        starts, numbers, start = [], [], 0
-        try:
-            with self.file.open("rb") as lines:
-                for number, line in enumerate(lines, start=1):
-                    if line.strip():
-                        pair = self._parse(number, line)
-                        if not pair.image.is_file():
-                            raise DataError(f"{pair.where}: there is no image {pair.image}", "location")
-                        starts.append(start)
-                        numbers.append(number)
-                    start += len(line)
-        except OSError as error:
-            raise DataError(f"{self.file}: cannot be read as a file of image-text pairs ({error})", "file") from error
-        if not starts:
-            raise DataError(f"{self.file} holds no image-text pair; wanted a JSON object per line", "file")
-        self._lines = np.array([starts, numbers], np.int64)
+        self._lines = scan_pairs(self.file, tokenize.image_token)
 
     def __len__(self) -> int:
         return self._lines.shape[1]

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
 import numpy as np
 
-from apt.checkpoint import BEST, LATEST, load_checkpoint, remove_leftovers, save_checkpoint, write_config
+from apt.checkpoint import (
+    BEST,
+    LATEST,
+    CheckpointError,
+    load_checkpoint,
+    read_config,
+    remove_leftovers,
+    save_checkpoint,
+    write_config,
+)
 from apt.configs import ConfigError, TrainConfig
 from apt.pretrained import Origin
 
+# What the weights mean depends on these, and no shape tells them.
+_DEFINING = ("objective", "action_step_embedding")
+_NOT_LEARNED = {"resume", "max_iterations", "pretrained_ckpt", "load_from_va", "device", "log_dir", "ckpt_dir"}
 _CONTINUE = {0: "--stage 0 --va-conti", 1: "--stage 1 --vla-conti"}
 
 
@@ -46,6 +59,27 @@ def _check_resumed(config: TrainConfig, latest: Path) -> None:
             f"run {config.name} is at iteration {done} already, max_iterations is {config.max_iterations}; raise it "
             "(--max-iter) to go on, or take the run as it is"
         )
+    saved = _saved_fields(latest)
+    for field in _DEFINING:
+        if field in saved and saved[field] != getattr(config, field):
+            raise ConfigError(
+                f"run {config.name} was trained with {field} {saved[field]}, this would go on with "
+                f"{getattr(config, field)}; give --{field} {saved[field]}"
+            )
+
+
+def _saved_fields(latest: Path) -> dict:
+    """Of the run's configuration; none where there is none that can be read."""
+    with contextlib.suppress(CheckpointError):
+        return read_config(latest)
+    return {}
+
+
+def changed_since_saved(config: TrainConfig) -> list[str]:
+    """What a resumed run does otherwise than before, as ``field before -> now``; how far and where it runs left out."""
+    saved, now = _saved_fields(config.run_dir / LATEST), json.loads(json.dumps(config.to_dict()))
+    fields = [field for field in now if field in saved and field not in _NOT_LEARNED]
+    return [f"{field} {saved[field]} -> {now[field]}" for field in fields if saved[field] != now[field]]
 
 
 class RunDirectory:

@@ -39,7 +39,7 @@ MEASURES = {
     "position_cm": Measure("open-loop position error (cm, less is better)"),
     "position_ratio": Measure("position error / mean motion's (less is better)"),
     "language_cm": Measure("path change, instruction swapped (cm)"),
-    "language_ratio": Measure("path change / spread between noise seeds"),
+    "language_ratio": Measure("path change / spread between noise seeds", digits=3),
 }
 TRIALS = "episodes"  # SETTING/episodes: how many a rate of that setting is of
 

@@ -143,6 +143,7 @@ class Runner:
         environment = dict(self._environment)
         if not step.picks_gpus and not gpus.startswith("cpu"):
             environment["CUDA_VISIBLE_DEVICES"] = gpus
+        self._say(f"{step.title} begins")
         step.log.parent.mkdir(parents=True, exist_ok=True)
         command = step.command(gpus)
         left = step.left()

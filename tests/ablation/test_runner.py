@@ -44,7 +44,12 @@ def test_steps_run_in_order_with_the_environment_and_are_not_run_again(tmp_path)
     bench.run([second, first])
     assert (tmp_path / "order").read_text().split() == ["first", "second"]
     assert (tmp_path / "second").read_text().strip() == "yes"
-    assert [line.split(":")[0] for line in bench.said] == ["1/2 first", "2/2 second"]
+    assert [line.split(":")[0] for line in bench.said] == [
+        "first begins",
+        "1/2 first",
+        "second begins",
+        "2/2 second",
+    ]
     again = Bench(tmp_path)
     again.run([second, first])
     assert not again.said and (tmp_path / "order").read_text().split() == ["first", "second"]
@@ -66,7 +71,7 @@ def test_a_failed_step_is_named_with_its_last_line_and_the_others_go_on(tmp_path
     good = bench.step("good")
     bench.run([bad, behind, good])
     assert bench.failed == {"bad": "error: no disk"}
-    assert "FAILED: bad (exit code 3): error: no disk" in bench.said[0]
+    assert "FAILED: bad (exit code 3): error: no disk" in bench.said[1]
     assert good.finished() and not behind.finished() and bench.runner.failures == [bad, behind]
 
 

@@ -127,7 +127,10 @@ GOOD = {"image": "images/0.png", "prompt": "what is it", "answer": "red"}
     [
         ("{", r"pairs\.jsonl:7 is not JSON"),
         ("[1]", r"pairs\.jsonl:7 is a list; wanted an object with image, prompt, answer"),
-        (json.dumps({"image": "images/0.png", "prompt": "x"}), r"pairs\.jsonl:7: 'answer' is None"),
+        (
+            json.dumps({"image": "images/0.png", "prompt": "x"}),
+            r"pairs\.jsonl:7 has no 'answer'; wanted an object with image, prompt, answer",
+        ),
         (json.dumps({**GOOD, "prompt": "  "}), r"pairs\.jsonl:7: 'prompt' is '  '; wanted a text"),
         (json.dumps({**GOOD, "answer": 3}), r"pairs\.jsonl:7: 'answer' is 3"),
         (json.dumps({**GOOD, "image": "images/no.png"}), r"pairs\.jsonl:7: there is no image .*images/no\.png"),
@@ -142,7 +145,7 @@ def test_a_bad_line_is_named_at_the_start(tmp_path, tokenize, line, message):
 
 
 def test_a_missing_and_an_empty_file_are_named(tmp_path, tokenize):
-    with pytest.raises(DataError, match=r"none\.jsonl: cannot be read as a file of image-text pairs"):
+    with pytest.raises(DataError, match=r"none\.jsonl cannot be read .*--image_text_pairs"):
         ImageTextPairs(tmp_path / "none.jsonl", HW, tokenize)
     (tmp_path / "empty.jsonl").write_text("\n\n")
     with pytest.raises(DataError, match=r"empty\.jsonl holds no image-text pair"):

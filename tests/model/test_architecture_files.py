@@ -114,7 +114,7 @@ def test_what_does_not_fit_is_refused_in_one_line_and_changes_nothing(arch):
         (some_content(arch, 0), {}, "stage-0 checkpoint, a stage-1 one is wanted.*--load-from-va"),
         (content_of(model), {"load_from_va": True}, "stage-1 checkpoint, a stage-0 one is wanted"),
         (content_of(build(1, arch=arch, model="small")), {}, r"tensors differ in shape \(another model size\?\)"),
-        (content_of(build(1, arch=arch, vlm_mode="lora")), {}, "LoRA adapters need VLM mode lora"),
+        (content_of(build(1, arch=arch, vlm_mode="lora")), {}, "LoRA adapters need --vlm-mode lora"),
     ):
         with pytest.raises(CheckpointMismatch, match=message) as caught:
             load(model, content, **options)

@@ -77,7 +77,7 @@ def test_a_planner_plans_with_a_run(trained, located):
         poses, grippers, times, _ = planner.get_action(2, steps=2, sampler=sampler)
         assert poses.shape == (2, 32, 1, 4, 4) and np.isfinite(poses).all() and np.isfinite(grippers).all()
         np.testing.assert_allclose(times, 3 + np.arange(1, 33))
-    with pytest.raises(ValueError, match="unknown sampler"):
+    with pytest.raises(ValueError, match="is not one of the objective"):
         planner.get_action(sampler={"ddim": "euler", "flow": "dpm"}[kind.objective])
 
 

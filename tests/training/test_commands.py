@@ -181,7 +181,7 @@ def test_lora_checkpoints_hold_adapters_alone_and_need_a_lora_model(tmp_path, lo
     names = list(load_checkpoint(tmp_path / "ckpt" / "lora" / "ckpt_latest.pt")["vlm_weights"])
     assert names and all(name.startswith("vlm._qwen.") and ".default.weight" in name for name in names)
     assert train(tmp_path, "frozen", max_iterations=1, pretrained_ckpt="lora") == 2
-    assert "LoRA adapters need VLM mode lora" in capsys.readouterr().err
+    assert "LoRA adapters need --vlm-mode lora" in capsys.readouterr().err
 
 
 def test_the_offline_check_says_what_a_load_would_do(runs, tmp_path):

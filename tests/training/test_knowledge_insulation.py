@@ -264,7 +264,7 @@ def test_a_bad_pair_ends_a_run_in_one_line(tmp_path, located, capsys):
     file.write_text(file.read_text() + "{}\n")
     fields = {"vlm_finetune_mode": "lora", "lm_loss_weight": 0.1, "image_text_pairs": file}
     assert train(tmp_path, "run", **fields) == 2
-    assert "pairs.jsonl:7: 'image' is None" in capsys.readouterr().err
+    assert "pairs.jsonl:7 has no 'image'" in capsys.readouterr().err
 
 
 @needs_deepspeed

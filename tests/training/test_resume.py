@@ -187,6 +187,19 @@ def test_a_run_with_a_malformed_optimizer_and_average_goes_on_with_fresh_ones(tm
     assert "warning: the EMA starts fresh: the saved EMA is malformed" in said and "done:" in said
 
 
+def test_a_resumed_run_keeps_its_objective_and_says_what_else_has_changed(tmp_path, located, capsys):
+    fields = {"objective": "flow", "arch": "pi"}
+    assert train(tmp_path, "run", max_iterations=1, **fields) == 0
+    assert train(tmp_path, "run", max_iterations=2, resume=True, arch="pi") == 2
+    assert "run was trained with objective flow, this would go on with ddim; give --objective flow" in (
+        capsys.readouterr().err
+    )
+    assert train(tmp_path, "run", max_iterations=2, resume=True, grad_clip=0.5, **fields) == 0
+    assert "changed since it was saved: grad_clip 1.0 -> 0.5" in capsys.readouterr().out
+    assert train(tmp_path, "run", max_iterations=3, resume=True, grad_clip=0.5, **fields) == 0
+    assert "changed since" not in capsys.readouterr().out
+
+
 def test_a_checkpoint_without_its_progress_cannot_be_resumed_and_says_so(tmp_path, located, capsys):
     assert train(tmp_path, "run", max_iterations=1) == 0
     path = tmp_path / "ckpt/run/ckpt_latest.pt"
