@@ -106,17 +106,20 @@ def test_faults_that_the_index_knows_stop_a_run_before_anything_is_built(tmp_pat
 
 @pytest.mark.slow
 def test_killed_workers_leave_no_trace_in_the_losses(tmp_path, data_loc):
-    whole = start_training(tmp_path, "whole", data_loc, max_iterations=14, workers=2)
+    # Further apart than workers read ahead: else two that end over the same episode rightly put it under suspicion.
+    fields, steps = {"max_iterations": 16, "workers": 2, "prefetch_factor": 2}, (2, 8, 14)
+    whole = start_training(tmp_path, "whole", data_loc, **fields)
     assert whole.wait(timeout=120) == 0
-    process = start_training(tmp_path, "run", data_loc, max_iterations=14, workers=2)
+    process = start_training(tmp_path, "run", data_loc, **fields)
     killed = 0
     for line in process.stdout:
-        if any(f" {step}/14 " in line for step in (2, 6, 7)):
+        if any(f" {step}/16 " in line for step in steps):
             kill_a_loader_worker(process.pid)
             killed += 1
-    assert process.wait(timeout=120) == 0 and killed == 3
-    assert "SIGKILL" in process.stderr.read()
-    assert losses(tmp_path, "run") == losses(tmp_path, "whole") and len(losses(tmp_path, "run")) == 14
+    code, complaints = process.wait(timeout=120), process.stderr.read()
+    assert code == 0 and killed == 3, complaints
+    assert "SIGKILL" in complaints
+    assert losses(tmp_path, "run") == losses(tmp_path, "whole") and len(losses(tmp_path, "run")) == 16
 
 
 def kill_a_loader_worker(pid):
