@@ -6,6 +6,7 @@ answer wrongly then) and in a process forked since (decoders own threads and fil
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
@@ -213,7 +214,8 @@ def decord_misreads(index: VideoIndex) -> str:
 
 class DecordReader(VideoReader):
     """decord counts frames from the key frame's place in the file, and counts hidden frames: videos where that goes
-    wrong are refused. It does not tell of damaged frames."""
+    wrong are refused. It does not tell of damaged frames, and of those it cannot decode it tells too early: PyAV is
+    asked then."""
 
     library = "decord"
     # An open decoder goes on decoding ahead, in a thread of its own, what random access never asks for: several of them
@@ -244,8 +246,11 @@ class DecordReader(VideoReader):
         decord = import_decord()
         try:
             return self._decoder[index].asnumpy()
-        except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError, StopIteration) as error:
-            raise self._error(index, error) from error
+        except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError, StopIteration):
+            # Of this frame or of one further on, which its thread has reached already: PyAV tells.
+            self.close()
+            with contextlib.closing(PyAVReader(self.index, self._threads)) as exact:
+                return exact.read(index)
 
     def _close(self, decoder: Any) -> None:
         pass  # dropped

@@ -18,11 +18,24 @@ from shm_transport.segments import DIRECTORY, PREFIX, available, reclaim_stale, 
 from tests.synthetic import write_episode
 
 GOLDEN = Path(__file__).parent / "golden"
+#: recorded, since SVT-AV1's encoder makes the process that calls it real-time (as root), and its threads then starve
+#: all others; it wrote them with preset 12: av1_numbers.mp4 with crf 20 (the frames of test_video_readers' STEADY),
+#: av1_front.mp4 with crf 10 (the front camera of test_lerobot_conversion's first episode)
+VIDEOS = Path(__file__).parent / "videos"
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _two_threads():
     torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(autouse=True)
+def _ordinary_scheduling():
+    """No test leaves its process real-time, or in another way scheduled before the rest."""
+    policy = getattr(os, "sched_getscheduler", lambda pid: None)
+    before = policy(0)
+    yield
+    assert policy(0) == before, "a library changed how this process is scheduled"
 
 
 @contextlib.contextmanager

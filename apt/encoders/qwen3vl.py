@@ -13,8 +13,8 @@ from apt.policy_config import VLM_MODES
 LORA_RANK = 16
 LORA_ALPHA = 16
 _LORA_TARGETS = r".*language_model\.layers\.\d+\.(self_attn\.(q|k|v|o)_proj|mlp\.(gate|up|down)_proj)"
-# Kept in float32 whatever the parameters' dtype: small updates to them are lost in bfloat16's rounding.
 _KEYS_VALUES = re.compile(r"input_layernorm\.|self_attn\.(k_proj|k_norm|v_proj)\.")  # a decoder layer's
+# Kept in float32 whatever the parameters' dtype: small updates to them are lost in bfloat16's rounding.
 _FLOAT32_PARAMETERS = re.compile(r"norm|patch_embed|pos_embed|embed_tokens")
 
 

@@ -37,11 +37,11 @@ def frames(length: int, seed: int = 0, size: tuple[int, int] = (48, 64)) -> np.n
     return np.broadcast_to(colors, (length, *size, 3)).astype(np.uint8)
 
 
-def write_video(path: Path, images: np.ndarray, fps: int = FPS, codec: str = "libx264") -> None:
+def write_video(path: Path, images: np.ndarray, fps: int = FPS) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        options = {"crf": "10", "g": "2", "preset": "ultrafast" if codec == "libx264" else "12"}
-        stream = container.add_stream(codec, rate=fps, options=options)
+        options = {"crf": "10", "g": "2", "preset": "ultrafast"}
+        stream = container.add_stream("libx264", rate=fps, options=options)
         stream.height, stream.width = images.shape[1:3]
         stream.pix_fmt = "yuv420p"
         for image in images:
