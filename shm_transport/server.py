@@ -356,6 +356,8 @@ class ShmServer:
         """Wait for one message and answer it."""
         client = self._clients[conn]
         stream = client.channel.stream
+        if client.calls:
+            stream.spin(wire.SPIN_S)
         frame = stream.receive(self._max_bytes)
         if frame.type == message.MSG_PING:
             deadline = time.monotonic() + wire.BODY_TIMEOUT_S
