@@ -14,9 +14,11 @@ import struct
 from typing import Any
 
 from . import wire
-from .codec import INLINE_ALIGNMENT, Arena, Decoder, Encoder
+from .decoder import Decoder
+from .encoder import Arena, Encoder
 from .errors import MalformedMessage
 from .segments import Segment, SegmentReader, SegmentWriter, available, open_segment
+from .tree_format import INLINE_ALIGNMENT
 
 _PRELUDE = struct.Struct("<HxxxxxxQ")
 _NO_SEGMENT = _PRELUDE.pack(0, 0)

@@ -2,7 +2,7 @@
 
 The frame is Pyro4's so that its daemon, its ping and its proxies recognise one another's messages and refuse what they
 do not accept by name. Pyro4's serialisers are not used: a payload is a prelude (the shared segment that its arrays lie
-in) and a tree as ``codec`` writes it, marked by a serialiser number of our own.
+in) and a tree as ``tree_format`` describes it, marked by a serialiser number of our own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from Pyro4.configuration import config
 from .errors import MalformedMessage
 
 #: of the handshake and everything behind it; a peer with another one is refused
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 SERIALIZER_ID = 0x4150
 SERPENT_ID = 1
 #: a method of every service, which takes anything and returns None

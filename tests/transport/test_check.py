@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from shm_transport import wire
 from shm_transport.check import main
 from shm_transport.segments import DIRECTORY, reclaim_stale
 from tests.transport.conftest import free_port, running, running_service
@@ -18,7 +19,11 @@ def test_a_good_set_up_is_all_ok(service, ns_port, capsys):
     said = lines(capsys, "--ns-port", ns_port, "--name", service.name, code=0)
     text = "\n".join(said)
     assert all(line.startswith("ok") or "segments of dead" in line for line in said), text
-    for part in (f"{service.name} is registered", "answers in version 1", "sees this process's shared memory"):
+    for part in (
+        f"{service.name} is registered",
+        f"answers in version {wire.PROTOCOL_VERSION}",
+        "sees this process's shared memory",
+    ):
         assert part in text
     assert "round trip of 3 images of 480 x 640 through shared memory" in text
 

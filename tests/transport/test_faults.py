@@ -20,7 +20,7 @@ from Pyro4 import message
 
 from shm_transport import CallTimeout, SessionLost, TransportError, connection_info, get_shm_proxy, wire
 from shm_transport.channel import TOKEN_BYTES, Channel
-from shm_transport.codec import Encoder
+from shm_transport.encoder import Encoder
 from shm_transport.names import NameServer, parse_uri
 from shm_transport.segments import DIRECTORY, PREFIX, Segment, reclaim_stale, stale_segments
 from shm_transport.server import ShmServer
@@ -273,7 +273,7 @@ def raw_connection(uri: str, hello: dict | None = None) -> tuple[Channel, wire.F
 @pytest.mark.parametrize(
     "hello, reason",
     [
-        ({"version": 99}, "the client speaks version 99 of the protocol, this service 1"),
+        ({"version": 99}, "the client speaks version 99 of the protocol, this service 2"),
         ({"object": "another"}, "not the service that was asked for"),
         ({"pid": "one"}, "a handshake with other fields"),
         ({"more": 1}, "a handshake with other fields"),

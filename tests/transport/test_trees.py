@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from shm_transport import MalformedMessage, dive_into
-from shm_transport.codec import MAX_DEPTH, SHARED_FROM, Arena, Decoder, Encoder
+from shm_transport.decoder import Decoder
+from shm_transport.encoder import Arena, Encoder
+from shm_transport.tree_format import MAX_DEPTH, SHARED_FROM
 
 
 @dive_into
@@ -142,6 +144,16 @@ def test_arrays_are_read_only_views_or_the_callers_own():
     assert all(array.flags.aligned for array in Decoder(message, segment, len(segment)).decode())
 
 
+def test_messages_of_one_form_have_values_of_their_own():
+    def tree(number: int) -> dict:
+        return {"image": np.full((2, 2), number), "label": "x" * number, "t": number / 3, "n": number, "way": [number]}
+
+    messages = [encode(tree(number)) for number in range(5)]
+    assert len({message[: 4 + struct.unpack_from("<I", message)[0]] for message, _ in messages}) == 1
+    for number, (message, _) in enumerate(messages):
+        assert_same(Decoder(message).decode(), tree(number))
+
+
 def test_marked_dataclasses_arrive_as_such_and_others_are_refused():
     got = through([Waypoint(np.arange(3.0), "grasp")])[0]
     assert type(got) is Waypoint and got.label == "grasp" and (got.position == np.arange(3.0)).all()
@@ -183,27 +195,38 @@ def test_limits_hold_on_both_sides():
     with pytest.raises(ValueError, match="nested deeper"):
         encode(deep)
     with pytest.raises(MalformedMessage, match="nested deeper"):
-        Decoder(b"l\x01\x00\x00\x00" * 40 + b"N").decode()
+        Decoder(message_of(b"l\x01\x00\x00\x00" * 40 + b"N")).decode()
     with pytest.raises(ValueError, match="send long lists as arrays"):
         encode([0] * (1 << 21))
     with pytest.raises(MalformedMessage, match="values announced"):
-        Decoder(b"l" + struct.pack("<I", 1 << 20) + b"N").decode()
+        Decoder(message_of(b"l" + struct.pack("<I", 1 << 20) + b"N")).decode()
     with pytest.raises(ValueError, match="an int of"):
         encode(1 << 10_000)
-    message, segment = encode([np.zeros(SHARED_FROM, np.uint8)], shared=True)
-    twice = b"l\x02\x00\x00\x00" + message[5:] * 2  # the same memory, twice
+    node, segment = array_node(b"|u1", (SHARED_FROM,), SHARED_FROM, b"m"), bytes(SHARED_FROM)
+    twice = message_of(b"l\x02\x00\x00\x00" + 2 * node, struct.pack("<2Q", 0, 0))  # the same memory, twice
     assert len(Decoder(twice, segment, len(segment)).decode()) == 2
     with pytest.raises(MalformedMessage, match="more than the limit"):
         Decoder(twice, segment, len(segment), max_bytes=SHARED_FROM + 1).decode()
 
 
+def message_of(form: bytes, numbers: bytes = b"", raw: bytes = b"") -> bytes:
+    """A message of parts of one's own."""
+    head = struct.pack("<I", len(form)) + form + numbers
+    return head + bytes(-len(head) % 16) + raw
+
+
+def array_node(dtype: bytes, shape: tuple[int, ...], nbytes: int, tag: bytes = b"a") -> bytes:
+    """An array's node with a head of one's own."""
+    head = struct.pack("<H", len(dtype)) + dtype + struct.pack(f"<B{len(shape) + 1}Q", len(shape), *shape, nbytes)
+    return tag + struct.pack("<H", len(head)) + head
+
+
 def array_message(
     dtype: bytes, shape: tuple[int, ...], nbytes: int, data: bytes = b"", offset: int | None = None
 ) -> bytes:
-    """An array's node with a header of one's own."""
-    head = struct.pack("<H", len(dtype)) + dtype + struct.pack(f"<B{len(shape) + 1}Q", len(shape), *shape, nbytes)
-    node = (b"a" if offset is None else b"m") + struct.pack("<H", len(head)) + head
-    return node + (bytes(-len(node) % 16) + data if offset is None else struct.pack("<Q", offset))
+    if offset is None:
+        return message_of(array_node(dtype, shape, nbytes), raw=data)
+    return message_of(array_node(dtype, shape, nbytes, b"m"), struct.pack("<Q", offset))
 
 
 @pytest.mark.parametrize(
@@ -212,7 +235,7 @@ def array_message(
         (array_message(b"<f4", (4,), 12, bytes(12)), "does not take the 12 bytes"),
         (array_message(b"<f4", (4,), 16, bytes(12)), "16 bytes at"),
         (array_message(b"<f4", (1 << 62, 4), 1 << 66 & 0xFFFF, bytes(12)), "does not take"),
-        (array_message(b"<f4", (1 << 40,), 1 << 42), "bytes at"),
+        (array_message(b"<f4", (1 << 40,), 1 << 42), "more than the limit"),
         (array_message(b"<f4", (1 << 60, 0), 0), "array of shape"),
         (array_message(b"|u1", (1,) * 40, 1, b"x"), "40 dimensions"),
         (array_message(b"|O", (1,), 8, bytes(8)), "not a dtype that travels"),
@@ -224,13 +247,19 @@ def array_message(
         (array_message(b"[" * 4000, (1,), 8, bytes(8)), "not a dtype that travels"),
         (array_message(b"|V0", (1,), 0), "not a dtype that travels"),
         (array_message(b"<f4", (1024,), 4096, offset=0), "names no segment"),
-        (pickle.dumps(Canary()), "no kind of value"),
-        (b"", "at byte 0"),
-        (b"NN", "1 bytes after the end"),
-        (b"s\xff\xff\xff\xffab", "are announced"),
-        (b"s\x01\x00\x00\x00\xff", "utf-8"),
-        (b"d\x02\x00\x00\x00" + b"\x01\x00\x00\x00aN" * 2, "twice"),
-        (b"\x7f", "0x7f, which is no kind of value"),
+        (pickle.dumps(Canary()), "a form of"),
+        (message_of(pickle.dumps(Canary())), "no kind of value"),
+        (b"", "a message of 0 bytes"),
+        (message_of(b""), "the form ends after 0 bytes"),
+        (message_of(b"NN"), "1 bytes after the end of the form"),
+        (message_of(b"N", raw=b"x"), "the tree ends at byte 16 of 17"),
+        (message_of(b"f", bytes(4))[:9], "a message of 9 bytes"),
+        (message_of(b"s", b"\xff" * 8, b"ab"), "are announced"),
+        (message_of(b"s", struct.pack("<Q", 1), b"\xff"), "utf-8"),
+        (message_of(b"I", struct.pack("<Q", 2000), bytes(2000)), "an int of 2000 bytes"),
+        (message_of(b"d\x02\x00\x00\x00" + b"\x01\x00\x00\x00aN" * 2), "twice"),
+        (message_of(b"d\x01\x00\x00\x00\xff\xff\xff\xffaN"), "the form ends after"),
+        (message_of(b"\x7f"), "0x7f, which is no kind of value"),
     ],
 )
 def test_a_message_that_contradicts_itself_is_refused(message, reason):
