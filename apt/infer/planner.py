@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,28 +15,16 @@ import torch
 
 from apt.configs import ConfigError
 from apt.infer.contract import ObservationContract
-from apt.infer.frames import RobotFrame, check_follows, parse_frame
+from apt.infer.frame_window import FrameWindow, blank_sample
 from apt.infer.plan import Plan, Timing
 from apt.infer.policy import Policy
 from apt.infer.realtime_chunking import Chunk, RealTimeChunking, guide_from_chunk
 from data_utils.collate import Collator
 from data_utils.config import DataConfig
 from data_utils.datasets import get_dataset_class
-from data_utils.observation import (
-    CameraFrame,
-    StateTrack,
-    future_times,
-    history_times,
-    make_sample,
-    observed_times,
-    robot_from_policy_ee,
-)
-from data_utils.resample import nearest_index
-from data_utils.types import Sample
+from data_utils.observation import future_times, robot_from_policy_ee
 from infer_utils.draw_traj import draw_plan
 from infer_utils.trajectory_ensembler import TrajectoryEnsembler
-
-_MOST_FRAMES = 512
 
 
 class TrajPlanner:
@@ -124,7 +111,6 @@ class TrajPlanner:
         self._seed, self._generator = seed, policy.generator(seed)
         self._lock = threading.RLock()  # guards everything below
         self._prompt: str | None = None
-        self._frames: deque[RobotFrame] = deque(maxlen=_MOST_FRAMES)
         self._ensemblers: list[TrajectoryEnsembler] = []
         self._executed: Chunk | None = None  # the last query's first sample
         self._resets = 0  # a query that was overtaken by a reset leaves no trace
@@ -243,7 +229,7 @@ class TrajPlanner:
         with self._lock:
             if seed is not None:
                 self._generator = self.policy.generator(seed)
-            self._frames.clear()
+            self._window = FrameWindow(self._config)
             self._ensemblers.clear()
             self._executed = None
             self._resets += 1
@@ -261,24 +247,7 @@ class TrajPlanner:
     def add_obs_frames(self, obs_frames: Sequence[dict[str, Any]]) -> None:
         """Hand over several frames, oldest first: all of them, or none where one raises ``ValueError``."""
         with self._lock:
-            taken: list[RobotFrame] = []
-            for obs_frame in obs_frames:
-                taken.append(parse_frame(obs_frame, self._config))
-                if len(taken) > 1 or self._frames:
-                    check_follows(taken[-1], taken[-2] if len(taken) > 1 else self._frames[-1])
-            self._frames.extend(taken)
-            self._drop_old_frames()
-
-    def _drop_old_frames(self) -> None:
-        step = _time_step(list(self._frames), self._config)
-        if step is None or not self._frames:
-            return
-        now = self._frames[-1].timestamp
-        needed = min(observed_times(self._config, now, step)[0], history_times(self._config, now, step)[0])
-        # One frame before the window stays, to interpolate from; two stay where the time step is measured.
-        fewest = 1 if self._config.sample_dt or self._config.record_dt else 2
-        while len(self._frames) > fewest and self._frames[1].timestamp <= needed:
-            self._frames.popleft()
+            self._window.add(obs_frames)
 
     # -- planning --------------------------------------------------------------------------------------------------
 
@@ -345,21 +314,21 @@ class TrajPlanner:
         # The frames are looked at when the turn has come: they would be old by then.
         with self.policy.turn() as wait:
             with self._lock:
-                if not self._frames:
+                if not self._window:
                     return None
-                frames, config, prompt, collate = list(self._frames), self._config, self._prompt, self._collate
+                window, prompt, collate = self._window.copy(), self._prompt, self._collate
                 chunking, executed, resets = self._chunking, self._executed, self._resets
             _check_prompt(prompt)
-            step = _time_step(frames, config)
+            config, newest, step = window.config, window.newest, window.time_step
             if step is None:
                 raise ValueError(
                     "one frame cannot tell the time step and the config sets neither sample_dt nor record_dt; "
                     "add a second frame, or set_config one with sample_dt"
                 )
             preparing = time.perf_counter()
-            now = frames[-1].timestamp
+            now = newest.timestamp
             times = future_times(config, now, step)
-            observation = collate([self._sample(frames, config, prompt, step)]).observation
+            observation = collate([window.sample(prompt, step)]).observation
             guide = None
             if chunking is not None:
                 chunking.check_fits(times[-1] - now, ObservationContract(config).time_unit)
@@ -371,7 +340,7 @@ class TrajPlanner:
             )  # (S, Ta, Nee, 17)
             with self._lock:
                 forgotten = resets != self._resets
-                arms = frames[-1].world_from_ee.shape[0]
+                arms = newest.world_from_ee.shape[0]
                 poses = robot_from_policy_ee(states[..., :16].reshape(*states.shape[:-1], 4, 4)[:, :, :arms], config)
                 grippers = np.clip(states[:, :, :arms, 16], 0.0, 1.0)
                 if not forgotten and self._num_ensemble > 0:
@@ -379,7 +348,7 @@ class TrajPlanner:
                     poses, grippers = (np.stack(part) for part in zip(*blended, strict=True))
                 if not forgotten and self._chunking is not None:
                     self._executed = Chunk(times, states[0])
-        image = draw_plan(frames[-1].cameras.values(), poses, grippers) if draw_traj else None
+        image = draw_plan(newest.cameras.values(), poses, grippers) if draw_traj else None
         if image is not None and compress_traj_img:
             image = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
         timing = Timing(
@@ -411,7 +380,7 @@ class TrajPlanner:
         steps, sampler = self._steps if steps is None else steps, self._sampler if sampler is None else sampler
         with self._lock:
             config, chunking = self._config, self._chunking
-        sample = _blank_sample(config)
+        sample = blank_sample(config)
         shortest = self._collator(config, 1)([sample]).observation
         bucket = self.policy.pad_multiple
         first = -(-shortest.input_ids.shape[1] // bucket)
@@ -444,27 +413,6 @@ class TrajPlanner:
         tokenize = self.policy.prompt_tokenizer(config.image_hw)
         return Collator(tokenize, tokenize.pad_id, config.num_cameras, config.num_arms, pad_multiple)
 
-    @staticmethod
-    def _sample(frames: list[RobotFrame], config: DataConfig, prompt: str, step: float) -> Sample:
-        times = np.array([frame.timestamp for frame in frames])
-        now = times[-1]
-        shown = nearest_index(times, observed_times(config, now, step))
-        track = StateTrack(
-            times,
-            np.stack([frame.world_from_ee for frame in frames]),
-            np.stack([frame.gripper for frame in frames]),
-        )
-        return make_sample(config, [frames[i].cameras for i in shown], track, now, prompt, step=step)
-
-
-def _time_step(frames: list[RobotFrame], config: DataConfig) -> float | None:
-    """One sampling gap in the frames' clock; None while a single frame cannot tell."""
-    if config.sample_dt is not None or config.record_dt is not None:
-        return config.sample_dt if config.sample_dt is not None else config.record_dt
-    if len(frames) < 2:
-        return None
-    return (frames[-1].timestamp - frames[0].timestamp) / (len(frames) - 1)
-
 
 def _check_delay(chunking: RealTimeChunking | None, config: DataConfig) -> None:
     """Where the length of a chunk is known before the frames are. Raises ``ValueError``."""
@@ -486,13 +434,3 @@ def _check_text(prompt: Any) -> None:
         )
     if not prompt.strip():
         raise ValueError(f"the prompt is empty ({prompt!r:.80}); wanted a text, such as 'open the door'")
-
-
-def _blank_sample(config: DataConfig) -> Sample:
-    """Black images and arms at the origin."""
-    height, width = config.image_hw
-    K = np.array([[width, 0, width / 2], [0, width, height / 2], [0, 0, 1]], np.float32)
-    camera = CameraFrame(np.zeros((height, width, 3), np.uint8), K, np.eye(4, dtype=np.float32))
-    track = StateTrack(np.zeros(1), np.tile(np.eye(4), (1, config.num_arms, 1, 1)), np.zeros((1, config.num_arms)))
-    frames = [dict.fromkeys(config.cameras, camera)] * config.num_obs
-    return make_sample(config, frames, track, 0.0, "", step=1.0)

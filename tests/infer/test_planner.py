@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from apt.infer.frame_window import FrameWindow
 from apt.infer.frames import parse_frame
 from apt.infer.open_loop import main as open_loop
 from apt.infer.planner import TrajPlanner
@@ -147,10 +148,11 @@ def test_after_a_reset_images_may_have_another_size(planner, dataset):
     assert planner.get_action()[0].shape == (1, 32, 1, 4, 4)
 
 
-def test_frames_before_the_window_are_dropped(planner, dataset):
+def test_frames_before_the_window_are_dropped(dataset):
+    window = FrameWindow(dataset.config)
     for time in range(12):
-        planner.add_obs_frame(frame_at(dataset, 0, time))
-    assert len(planner._frames) == 1
+        window.add([frame_at(dataset, 0, time)])
+    assert len(window) == 1 and window.newest.timestamp == frame_at(dataset, 0, 11)["timestamp"]
 
 
 def test_colour_encodings_agree(dataset):

@@ -34,7 +34,7 @@ MODES = {
     "full": {"vlm_finetune_mode": "full", "vlm_lr": 3e-5, "ema_enabled": True, "ema_start": 2},
 }
 FIRST, LAST = 20, 23  # steps before a resume, and in all
-COMMON = {"save_latest_interval": 1000, "save_interval": 1000}
+COMMON = {"save_latest_interval": 1000, "save_interval": 1000, "vlm_layer_stride": 3}  # a few blocks: ZeRO takes time
 
 
 def alone(folder: Path, name: str, **fields) -> None:
