@@ -62,56 +62,19 @@ class Encoder:
         return [head + bytes(-len(head) % INLINE_ALIGNMENT), *self._parts, self._raw]
 
     def _node(self, x: Any, depth: int) -> None:
-        kind = type(x)
-        if kind is np.ndarray:
-            self._array(x, b"a")
-        elif kind is str:
-            self._text(b"s", x.encode("utf-8", "surrogatepass"))
-        elif kind is float:
-            self._form += b"f"
-            self._numbers += _pack_f64(x)
-        elif kind is int:
-            self._int(x)
-        elif x is None:
-            self._form += b"N"
-        elif kind is bool:
-            self._form += b"T" if x else b"F"
-        elif kind is dict:
-            self._form += _pack_node(b"d", len(x))
-            self._named(x.items(), depth, dict)
-        elif kind is list or kind is tuple:
-            self._sequence(x, b"l" if kind is list else b"t", depth)
-        elif kind is bytes:
-            self._text(b"b", x)
-        else:
-            self._other(x, kind, depth)
+        _WRITERS.get(type(x), Encoder._other)(self, x, depth)
 
-    def _other(self, x: Any, kind: type, depth: int) -> None:
-        """The kinds that are rare, so that the common ones are found first."""
-        torch = sys.modules.get("torch")  # whoever has a tensor has imported it
-        if isinstance(x, (np.str_, np.bytes_)):
-            self._node(x.item(), depth)
-        elif isinstance(x, np.generic):
-            self._array(np.asarray(x), b"g")
-        elif kind is np.memmap:
-            self._array(x.view(np.ndarray), b"a")
-        elif torch is not None and isinstance(x, torch.Tensor):
-            try:
-                array = x.detach().cpu().resolve_conj().resolve_neg().numpy()
-            except (TypeError, RuntimeError) as error:
-                raise Unsendable(f"a tensor of {x.dtype}, {x.layout} has no numpy form ({error}); convert it") from None
-            self._array(array, b"a")
-        elif travelling_class(kind.__name__) is kind:
-            names = init_fields(kind)
-            self._form += b"D" + _name(kind.__name__) + _pack_u32(len(names))
-            self._named([(name, getattr(x, name)) for name in names], depth, kind)
-        else:
-            raise Unsendable(
-                f"a {kind.__module__}.{kind.__qualname__} cannot travel; send numbers, strings, bytes, lists, tuples, "
-                "dicts, numpy arrays, or a dataclass marked with dive_into"
-            )
+    def _none(self, x: None, depth: int) -> None:
+        self._form += b"N"
 
-    def _int(self, x: int) -> None:
+    def _bool(self, x: bool, depth: int) -> None:
+        self._form += b"T" if x else b"F"
+
+    def _float(self, x: float, depth: int) -> None:
+        self._form += b"f"
+        self._numbers += _pack_f64(x)
+
+    def _int(self, x: int, depth: int) -> None:
         if -(1 << 63) <= x < 1 << 63:
             self._form += b"i"
             self._numbers += _pack_i64(x)
@@ -121,10 +84,52 @@ class Encoder:
             raise ValueError(f"an int of {len(raw)} bytes; at most {MAX_INT_BYTES} travel")
         self._text(b"I", raw)
 
+    def _str(self, x: str, depth: int) -> None:
+        self._text(b"s", x.encode("utf-8", "surrogatepass"))
+
+    def _bytes(self, x: bytes, depth: int) -> None:
+        self._text(b"b", x)
+
     def _text(self, tag: bytes, raw: bytes) -> None:
         self._form += tag
         self._numbers += _pack_u64(len(raw))
         self._raw += raw
+
+    def _list(self, x: list, depth: int) -> None:
+        self._sequence(x, b"l", depth)
+
+    def _tuple(self, x: tuple, depth: int) -> None:
+        self._sequence(x, b"t", depth)
+
+    def _dict(self, x: dict, depth: int) -> None:
+        self._form += _pack_node(b"d", len(x))
+        self._named(x.items(), depth, dict)
+
+    def _other(self, x: Any, depth: int) -> None:
+        """What ``_WRITERS`` does not list."""
+        kind = type(x)
+        torch = sys.modules.get("torch")  # whoever has a tensor has imported it
+        if isinstance(x, (np.str_, np.bytes_)):
+            self._node(x.item(), depth)
+        elif isinstance(x, np.generic):
+            self._array(np.asarray(x), depth, b"g")
+        elif kind is np.memmap:
+            self._array(x.view(np.ndarray), depth)
+        elif torch is not None and isinstance(x, torch.Tensor):
+            try:
+                array = x.detach().cpu().resolve_conj().resolve_neg().numpy()
+            except (TypeError, RuntimeError) as error:
+                raise Unsendable(f"a tensor of {x.dtype}, {x.layout} has no numpy form ({error}); convert it") from None
+            self._array(array, depth)
+        elif travelling_class(kind.__name__) is kind:
+            names = init_fields(kind)
+            self._form += b"D" + _name(kind.__name__) + _pack_u32(len(names))
+            self._named([(name, getattr(x, name)) for name in names], depth, kind)
+        else:
+            raise Unsendable(
+                f"a {kind.__module__}.{kind.__qualname__} cannot travel; send numbers, strings, bytes, lists, tuples, "
+                "dicts, numpy arrays, or a dataclass marked with dive_into"
+            )
 
     def _enter(self, count: int, depth: int) -> None:
         self._nodes += count
@@ -141,7 +146,7 @@ class Encoder:
                 if type(name) is not str:
                     raise Unsendable(f"the key {name!r} is not a str; dicts travel with str keys only")
                 self._form += _name(name)
-                self._node(value, depth + 1)
+                _WRITERS.get(type(value), Encoder._other)(self, value, depth + 1)
         except Unsendable as error:
             error.path.append(f"[{name!r}]" if kind is dict else f".{name}")
             raise
@@ -157,14 +162,14 @@ class Encoder:
             error.path.append(f"[{index}]")
             raise
 
-    def _array(self, array: np.ndarray, tag: bytes) -> None:
+    def _array(self, array: np.ndarray, depth: int, tag: bytes = b"a") -> None:
         nbytes = array.nbytes
-        shared = self._arena is not None and nbytes >= SHARED_FROM and tag == b"a"
-        self._form += b"m" if shared else tag
-        self._form += array_head(array.dtype, array.shape)
-        if shared:
+        head = array_head(array.dtype, array.shape)
+        if nbytes >= SHARED_FROM and self._arena is not None and tag == b"a":
+            self._form += b"m" + head
             self._numbers += _pack_u64(self._arena.place(array))
             return
+        self._form += tag + head
         raw = self._raw
         raw += bytes(-(self._finished + len(raw)) % INLINE_ALIGNMENT)
         if nbytes < _OWN_PART_FROM:
@@ -175,6 +180,20 @@ class Encoder:
         self._parts += [raw, array.reshape(-1).view(np.uint8).data]
         self._finished += len(raw) + nbytes
         self._raw = bytearray()
+
+
+_WRITERS = {
+    np.ndarray: Encoder._array,
+    dict: Encoder._dict,
+    str: Encoder._str,
+    float: Encoder._float,
+    int: Encoder._int,
+    bool: Encoder._bool,
+    type(None): Encoder._none,
+    list: Encoder._list,
+    tuple: Encoder._tuple,
+    bytes: Encoder._bytes,
+}
 
 
 def _name(name: str) -> bytes:
