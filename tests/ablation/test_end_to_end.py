@@ -50,20 +50,21 @@ def test_a_grid_runs_end_to_end_and_one_that_was_stopped_gives_the_same_table(tm
     assert float(rows[1]["position_cm"]) == pytest.approx(result["position_cm"])
     assert result["language_cm"] > 0 and (whole / "table2/chart.png").stat().st_size > 10_000
 
-    process = ablate("--out", stopped, "--demos", whole / "demos")
+    again = ("--rows", "ki_2stage", "--out", stopped, "--demos", whole / "demos")
+    process = ablate(*again)
     seen = ""
     for line in process.stdout:
         seen += line
-        if " VLA: " in line:
+        if " VA prior: " in line:
             process.send_signal(signal.SIGTERM)
             break
     seen += process.communicate(timeout=120)[0]
     assert process.returncode == 128 + signal.SIGTERM and "stopped; go on with: python -m apt.ablate" in seen, seen
     assert not (stopped / "table2/table.csv").exists()
-    process = ablate("--out", stopped, "--demos", whole / "demos")
+    process = ablate(*again)
     text, _ = process.communicate(timeout=300)
-    assert process.returncode == 0 and "ki_1stage/seed0 VLA:" not in text, text
-    assert table(stopped) == rows
-    process = ablate("--out", stopped, "--demos", whole / "demos", "--max_lr", "0.5")
+    assert process.returncode == 0 and "VA prior:" not in text, text
+    assert table(stopped) == rows[1:]
+    process = ablate(*again, "--max_lr", "0.5")
     text, _ = process.communicate(timeout=60)
     assert process.returncode == 2 and "max_lr was 0.001 and is 0.5" in text
