@@ -146,7 +146,7 @@ class Encoder:
                 if type(name) is not str:
                     raise Unsendable(f"the key {name!r} is not a str; dicts travel with str keys only")
                 self._form += _name(name)
-                _WRITERS.get(type(value), Encoder._other)(self, value, depth + 1)
+                self._node(value, depth + 1)
         except Unsendable as error:
             error.path.append(f"[{name!r}]" if kind is dict else f".{name}")
             raise
