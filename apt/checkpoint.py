@@ -23,16 +23,15 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from apt.hub_folder import FolderError, is_exported, read_folder, read_folder_config, write_folder
+from data_utils.files import atomic_write
 
 LATEST = "ckpt_latest.pt"
 BEST = "ckpt_best.pt"
-_TEMPORARY = ".writing"
 _CONFIG_NAME = re.compile(r"\d{12}\.json")
 
 
@@ -45,34 +44,6 @@ class DiskFullError(OSError):
 
     def __str__(self) -> str:
         return self.strerror
-
-
-def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, flush it to disk, then rename it over ``path``.
-
-    A kill at any moment leaves the old file or the new one. A failed write (disk full) leaves the old one and
-    removes the temporary.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{_TEMPORARY}")
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete temporaries of writers that were killed."""
-    for leftover in folder.glob(f".*{_TEMPORARY}"):
-        leftover.unlink(missing_ok=True)
 
 
 def save_checkpoint(content: dict, path: Path) -> None:

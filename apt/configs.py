@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from apt.policy_config import VLAConfig
+from data_utils.batches.samplers import SAMPLE_BY
 from data_utils.config import DataConfig
 from data_utils.datasets import get_dataset_class
-from data_utils.samplers import SAMPLE_BY
 from data_utils.video import READERS
 
 LIBERO_SUITES = ("LiberoSpatial", "LiberoObject", "LiberoGoal", "Libero10")

@@ -23,10 +23,11 @@ from apt.configs import ConfigError, TrainConfig
 from apt.encoders.hub import VLMLoadError
 from apt.pretrained import CheckpointMismatch, Origin
 from apt.vla import VLA
+from data_utils.batches.image_text import ImageTextPairs, image_text_batches
+from data_utils.batches.loader import build_loader
 from data_utils.datasets import get_dataset_class
 from data_utils.errors import DataError
-from data_utils.image_text import ImageTextPairs, image_text_batches
-from data_utils.loader import build_loader
+from data_utils.samples.device_augment import recolored
 from data_utils.types import Batch, ImageTextBatch
 from train_utils.backend import Backend, DDPBackend
 from train_utils.bad_episodes import SKIPPED, BadEpisodes
@@ -285,7 +286,7 @@ class Trainer:
                     break
                 self._epoch_samples += global_batch
                 self.bad.add(batch.skipped)
-                yield batch.to(self.backend.device).recolored()
+                yield recolored(batch.to(self.backend.device))
             self.epoch, self._epoch_samples = self.epoch + 1, 0
 
     def _image_text(self) -> Iterator[ImageTextBatch | None]:

@@ -46,7 +46,7 @@ from benchmarks.loader import make_episodes
 from benchmarks.qwen_sizes import SIZES as VLM_SIZES
 from benchmarks.qwen_sizes import qwen3_vl_2b_folder
 from benchmarks.train_step import RESULTS, machine
-from data_utils.collate import Collator
+from data_utils.batches.collate import Collator
 from data_utils.datasets import PickPlaceCan
 from data_utils.types import Batch, Sample
 from train_utils.backend import DDPBackend

@@ -29,11 +29,11 @@ from scipy.spatial.transform import Rotation
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.naive_loader import NaiveDataset
-from data_utils.collate import Collator
+from data_utils.batches.collate import Collator
+from data_utils.batches.loader import build_loader
 from data_utils.config import DataConfig
-from data_utils.dataset_base import H5DatasetMapBase, sample_to_dict
 from data_utils.h5io import CameraData, EpisodeData, VideoFrames, seal, write_episode
-from data_utils.loader import build_loader
+from data_utils.samples.dataset import H5DatasetMapBase, sample_to_dict
 from data_utils.types import TokenizedPrompt
 from data_utils.video import READERS, open_video
 

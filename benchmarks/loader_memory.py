@@ -56,8 +56,8 @@ def memory(pid: int) -> tuple[float, float]:
 
 
 def main() -> None:
+    from data_utils.batches.loader import build_loader
     from data_utils.datasets import PickPlaceCan
-    from data_utils.loader import build_loader
     from data_utils.types import TokenizedPrompt
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -48,8 +48,8 @@ from apt.vla import VLA
 from benchmarks.flops import count_flops, matmul_ceiling, seconds_of
 from benchmarks.loader import make_episodes
 from benchmarks.qwen_sizes import SIZES, qwen3_vl_2b_folder
+from data_utils.batches.loader import build_loader
 from data_utils.datasets import PickPlaceCan
-from data_utils.loader import build_loader
 from data_utils.types import Batch
 from train_utils.backend import DDPBackend
 from train_utils.feature_cache import FeatureCache

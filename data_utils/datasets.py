@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from data_utils.config import DataConfig
-from data_utils.dataset_base import H5DatasetMapBase
+from data_utils.samples.dataset import H5DatasetMapBase
 
 _LIBERO = DataConfig(
     cameras=("agentview", "eye_in_hand"),

@@ -1,9 +1,9 @@
 """Episode files: :class:`Episode` reads one, :func:`write_episode` and :class:`EpisodeWriter` make one."""
 
-from data_utils.h5reader import Episode
-from data_utils.h5recorder import EpisodeWriter
-from data_utils.h5writer import CameraData, EpisodeData, VideoFrames, seal, write_episode
-from data_utils.schema import SCHEMA_VERSION
+from data_utils.episodes.reader import Episode
+from data_utils.episodes.recorder import EpisodeWriter
+from data_utils.episodes.schema import SCHEMA_VERSION
+from data_utils.episodes.writer import CameraData, EpisodeData, VideoFrames, seal, write_episode
 
 __all__ = [
     "SCHEMA_VERSION",

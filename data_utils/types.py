@@ -15,8 +15,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from data_utils.device_augment import ColorDraws, recolor
-
 
 class SkippedEpisode(NamedTuple):
     """An episode that could not be read when its turn came; another one was drawn in its place."""
@@ -144,13 +142,6 @@ class Batch:
     def pin_memory(self) -> "Batch":
         return _map_tensors(self, torch.Tensor.pin_memory)
 
-    def recolored(self) -> "Batch":
-        """With the changes of colour made that were left to the device; itself where none were."""
-        if self.color is None:
-            return self
-        observation = dataclasses.replace(self.observation, rgb=recolor(self.observation.rgb, self.color))
-        return dataclasses.replace(self, observation=observation, color=None)
-
 
 def _map_tensors(value, function):
     changes = {}
@@ -165,3 +156,15 @@ def _map_tensors(value, function):
 
 def _to(value, device, non_blocking):
     return _map_tensors(value, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+
+@dataclass
+class ColorDraws:
+    """What happens to the colours of ``Ncam`` images; numpy in a sample, torch with a leading B in a batch."""
+
+    window: np.ndarray | torch.Tensor  # (Ncam, 4) int64: top, left, height, width of the part that shows the scene
+    lookup: np.ndarray | torch.Tensor  # (Ncam, 3, 256) uint8, per RGB channel
+    mix: np.ndarray | torch.Tensor  # (Ncam, 3, 3) float32 on RGB columns
+    blur: np.ndarray | torch.Tensor  # (Ncam, MAX_BLUR_TAPS) float32, the middle alone where nothing is blurred
+    patches: np.ndarray | torch.Tensor  # (Ncam, MAX_PATCHES, 4) int64: top, left, height, width; empty ones are zero
+    patch_colors: np.ndarray | torch.Tensor  # (Ncam, MAX_PATCHES, 3) uint8

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
+from data_utils.words import ending
+
 
 class WorkerDied(Exception):
     """The process ended over a job, or before its first; the message says how ("was killed by SIGKILL ...")."""
@@ -59,14 +61,6 @@ class WorkerProcess:
     def kill(self) -> None:
         self.process.kill()
         self.process.join()
-
-
-def ending(code: int | None) -> str:
-    """How a process ended, from its exit code, to follow "the process"."""
-    if code is not None and code < 0:
-        name = signal.Signals(-code).name
-        return f"was killed by {name}{' (out of memory?)' if name == 'SIGKILL' else ''}"
-    return f"ended with exit code {code}"
 
 
 def _work(handler: Callable[[Any], Any], connection: Connection) -> None:

@@ -21,7 +21,7 @@ from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from infer_utils.draw_traj import project
+from data_utils.geometry.camera import project
 
 PICTURE = Path(__file__).resolve().parent.parent / "assets" / "camera_conventions.png"
 X, Y, Z = "#d62728", "#2ca02c", "#1f77b4"

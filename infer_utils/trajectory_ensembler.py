@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_utils.resample import interpolate_poses, interpolate_values, so3_exp, so3_log
+from data_utils.geometry.resample import interpolate_poses, interpolate_values, so3_exp, so3_log
 
 OLDEST_WEIGHT = 0.1
 

@@ -16,10 +16,10 @@ import torch
 
 from apt.vlm import token_coordinates
 from data_utils.config import DataConfig
-from data_utils.dataset_base import H5DatasetMapBase
+from data_utils.geometry.letterbox import fit, norm_xy
+from data_utils.geometry.resample import interpolate_poses, interpolate_values, nearest_index
 from data_utils.h5io import Episode
-from data_utils.letterbox import fit, norm_xy
-from data_utils.resample import interpolate_poses, interpolate_values, nearest_index
+from data_utils.samples.dataset import H5DatasetMapBase
 from infer_utils.trajectory_ensembler import TrajectoryEnsembler
 
 Report = Callable[[str, float, float], None]  # name, largest error, tolerance

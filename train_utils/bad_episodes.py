@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_utils.dataset_base import H5DatasetMapBase
 from data_utils.errors import DataError
+from data_utils.samples.dataset import H5DatasetMapBase
 from data_utils.types import SkippedEpisode
 from train_utils.backend import Backend
 

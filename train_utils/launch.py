@@ -192,7 +192,7 @@ def _stage(args: argparse.Namespace, fields: list[str]) -> Stage:
     for dataset in config.dataset_classes:
         locate(dataset)
     if config.image_text_pairs is not None:
-        from data_utils.image_text import scan_pairs  # what it imports takes time, and few runs have pairs
+        from data_utils.batches.image_text import scan_pairs
 
         scan_pairs(Path(config.image_text_pairs))
     return Stage(config, argv)

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from apt.experts.expert import Expert
+from data_utils.drawing.captions import FAINT, TEXT, text_band
+from data_utils.drawing.paths import PREDICTED, RECORDED
 from data_utils.types import Batch
-from infer_utils.captions import FAINT, TEXT, text_band
-from infer_utils.draw_traj import PREDICTED, RECORDED, draw_on_cameras
+from infer_utils.draw_traj import draw_on_cameras
 
 
 def trajectory_picture(batch: Batch, predicted: torch.Tensor, samples: int = 4) -> np.ndarray:

@@ -32,8 +32,8 @@ from apt.checkpoint import format_bytes
 from apt.configs import TrainConfig
 from apt.language_loss import chunk_rows
 from apt.policy_config import VLAConfig
+from data_utils.batches.loader import batches_per_epoch
 from data_utils.datasets import get_dataset_class
-from data_utils.loader import batches_per_epoch
 
 if TYPE_CHECKING:
     from apt.vla import VLA

@@ -8,18 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from apt.checkpoint import (
-    BEST,
-    LATEST,
-    CheckpointError,
-    load_checkpoint,
-    read_config,
-    remove_leftovers,
-    save_checkpoint,
-    write_config,
-)
+from apt.checkpoint import BEST, LATEST, CheckpointError, load_checkpoint, read_config, save_checkpoint, write_config
 from apt.configs import ConfigError, TrainConfig
 from apt.pretrained import Origin
+from data_utils.files import remove_leftovers
 
 # What the weights mean depends on these, and no shape tells them.
 _DEFINING = ("objective", "action_step_embedding")

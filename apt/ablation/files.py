@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from apt.checkpoint import atomic_write
+from data_utils.files import atomic_write
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from apt.ablation.grid import Cell, Row
 from apt.ablation.study import Study
-from apt.checkpoint import atomic_write
+from data_utils.files import atomic_write
 
 CHECK, MISSING = "✓", "–"
 CSV_FILE, MARKDOWN_FILE = "table.csv", "table.md"

@@ -15,8 +15,9 @@ import torch
 from apt.ablation.evaluation import EVALUATION_FOLDER, RESULT_FILE, SETTINGS_FILE, EvaluationSizes
 from apt.ablation.files import read_json, write_json
 from apt.ablation.grid import Cell, Grid, Prior, digest
-from apt.checkpoint import LATEST, atomic_write
+from apt.checkpoint import LATEST
 from apt.configs import CONFIGS, TrainConfig
+from data_utils.files import atomic_write
 
 KINDS = ("record", "stage 0", "stage 1", "evaluation")
 LOG_FILE, FAILED_FILE = "log.txt", "failed.json"

@@ -10,8 +10,9 @@ import numpy as np
 
 from apt.infer.frames import RobotFrame, check_follows, parse_frame
 from data_utils.config import DataConfig
-from data_utils.observation import CameraFrame, StateTrack, history_times, make_sample, observed_times
-from data_utils.resample import nearest_index
+from data_utils.geometry.camera import CameraFrame
+from data_utils.geometry.resample import nearest_index
+from data_utils.samples.observation import StateTrack, history_times, make_sample, observed_times
 from data_utils.types import Sample
 
 _MOST_FRAMES = 512

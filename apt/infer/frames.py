@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 
 from data_utils.config import DataConfig
+from data_utils.geometry.camera import CameraFrame
 from data_utils.h5io import Episode
-from data_utils.observation import CameraFrame
 
 ENCODINGS = ("rgb", "bgr", "compress")
 

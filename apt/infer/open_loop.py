@@ -23,10 +23,11 @@ from apt.infer.planner import TrajPlanner
 from apt.pretrained import CheckpointMismatch
 from data_utils.config import DataConfig
 from data_utils.data_loc import EPISODE_SUFFIXES
-from data_utils.dataset_base import H5DatasetMapBase
 from data_utils.datasets import get_dataset_class
+from data_utils.drawing.paths import PREDICTED, RECORDED
 from data_utils.errors import DataError
-from infer_utils.draw_traj import PREDICTED, RECORDED, draw_on_cameras
+from data_utils.samples.dataset import H5DatasetMapBase
+from infer_utils.draw_traj import draw_on_cameras
 
 
 def mean_motion(dataset: H5DatasetMapBase, every: int = 4) -> torch.Tensor:

@@ -19,10 +19,10 @@ from apt.infer.frame_window import FrameWindow, blank_sample
 from apt.infer.plan import Plan, Timing
 from apt.infer.policy import Policy
 from apt.infer.realtime_chunking import Chunk, RealTimeChunking, guide_from_chunk
-from data_utils.collate import Collator
+from data_utils.batches.collate import Collator
 from data_utils.config import DataConfig
 from data_utils.datasets import get_dataset_class
-from data_utils.observation import future_times, robot_from_policy_ee
+from data_utils.samples.observation import future_times, robot_from_policy_ee
 from infer_utils.draw_traj import draw_plan
 from infer_utils.trajectory_ensembler import TrajectoryEnsembler
 
@@ -31,8 +31,8 @@ class TrajPlanner:
     """Plans end-effector trajectories from the newest frames: one session on a policy.
 
     Thread-safe: one thread may add frames while another asks for actions. Frames go through the same code as training
-    samples (:func:`data_utils.observation.make_sample`). Sessions on one policy (:meth:`session`) are served one query
-    at a time, in the order of asking.
+    samples (:func:`data_utils.samples.observation.make_sample`). Sessions on one policy (:meth:`session`) are served
+    one query at a time, in the order of asking.
 
     Args:
         ckpt_path: a run's ``ckpt_*.pt``, its configuration beside it, or an exported folder.

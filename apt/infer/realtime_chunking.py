@@ -21,7 +21,7 @@ import torch
 
 from apt.action_transform import STATE_DIM, state_to_action
 from apt.objective import Guide
-from data_utils.resample import interpolate_poses, interpolate_values
+from data_utils.geometry.resample import interpolate_poses, interpolate_values
 from data_utils.types import Observation
 
 

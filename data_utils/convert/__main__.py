@@ -18,7 +18,7 @@ from data_utils.errors import DataError
 # Format -> module, settings, converter (made from the settings), what it reads. Imported when it is asked for: each
 # needs libraries that the others do not.
 FORMATS = {
-    "libero": ("data_utils.convert.libero", "LiberoSettings", "LiberoConverter", "LIBERO's demonstrations, replayed"),
+    "libero": ("examples.libero.convert", "LiberoSettings", "LiberoConverter", "LIBERO's demonstrations, replayed"),
     "lerobot": ("data_utils.convert.lerobot", "LerobotSettings", "LerobotConverter", "LeRobot v2.0, v2.1 and v3.0"),
     "robomimic": ("data_utils.convert.robomimic", "RobomimicSettings", "RobomimicConverter", "robomimic's HDF5"),
 }

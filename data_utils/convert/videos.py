@@ -11,8 +11,8 @@ from pathlib import Path
 
 from data_utils.errors import DataError
 from data_utils.h5io import EpisodeData, VideoFrames
-from data_utils.video_index import VideoIndex, read_index
-from data_utils.video_readers import decord_misreads
+from data_utils.video.index import VideoIndex, read_index
+from data_utils.video.readers import decord_misreads
 
 FOLDER = "videos"  # below the output folder
 TIME_STEP_NS = 2 * 10**9  # of the file system that stores a file's time most coarsely

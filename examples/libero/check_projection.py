@@ -16,12 +16,13 @@ import cv2
 import numpy as np
 
 from data_utils.cli import CommandLineError, parse
+from data_utils.drawing.paths import RECORDED, draw_trajectory, enlarge
 from data_utils.errors import DataError
+from data_utils.geometry.camera import project
 from data_utils.h5io import Episode
 from examples.errors import SimulatorError
 from examples.libero import environment
 from examples.libero.replay import episode_files, follow, initial_state, start
-from infer_utils.draw_traj import RECORDED, draw_trajectory, enlarge, project
 
 COMMAND = "examples.libero.check_projection"
 LOST = 0.003  # m: a replay further off the recording no longer shows what its frames show

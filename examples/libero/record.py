@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data_utils.cli import CommandLineError, parse
-from data_utils.convert.libero import Recording
 from data_utils.convert.runner import Job, Skipped, run
 from data_utils.errors import DataError
 from data_utils.h5io import EpisodeData
@@ -26,6 +25,7 @@ from examples.errors import SimulatorError
 from examples.libero import environment
 from examples.libero.benchmarks import find_benchmark
 from examples.libero.control import libero_action
+from examples.libero.convert import Recording
 from examples.libero.expert import ScriptedExpert, check_goal
 from examples.libero.rollout import EpisodeKey, Plan, Policy, Start, run_episode
 from examples.libero.tasks import LiberoTask, suite_tasks

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from data_utils.cli import CommandLineError, parse
-from data_utils.convert.libero import BENCHMARK_ATTR, FIXTURES_ATTR, STATE_ATTR, TASK_ATTR
 from data_utils.errors import DataError
 from data_utils.h5io import Episode
 from examples.errors import SimulatorError
 from examples.libero import environment
 from examples.libero.control import libero_action
+from examples.libero.convert import BENCHMARK_ATTR, FIXTURES_ATTR, STATE_ATTR, TASK_ATTR
 from examples.libero.tasks import LiberoTask, find_task
 
 COMMAND = "examples.libero.replay"

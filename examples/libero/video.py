@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data_utils.drawing.captions import FAINT, TEXT, text_band
+from data_utils.drawing.mp4 import VideoWriter
+from data_utils.drawing.paths import draw_trajectory, enlarge
 from examples.libero.rollout import Plan
-from infer_utils.captions import FAINT, TEXT, text_band
-from infer_utils.draw_traj import draw_trajectory, enlarge
-from infer_utils.video import VideoWriter
 
 if TYPE_CHECKING:
     from examples.libero.simulator import LiberoEnv

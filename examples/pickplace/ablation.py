@@ -18,8 +18,8 @@ from apt.infer.frames import frame_from_episode
 from apt.infer.open_loop import episode_files, evaluate, mean_motion
 from apt.infer.planner import TrajPlanner
 from apt.infer.policy import Policy
-from data_utils.dataset_base import H5DatasetMapBase
 from data_utils.datasets import get_dataset_class
+from data_utils.samples.dataset import H5DatasetMapBase
 from examples.pickplace.evaluate import EvaluateConfig
 from examples.pickplace.evaluate import evaluate as evaluate_closed_loop
 from examples.pickplace.record import RecordedEpisode, read_dataset

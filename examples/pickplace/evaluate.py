@@ -23,6 +23,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
+from data_utils.drawing.mp4 import VideoWriter
 from examples.errors import SimulatorError
 from examples.pickplace.env import PickPlaceEnv
 from examples.pickplace.expert import ScriptedExpert
@@ -32,7 +33,6 @@ from examples.pickplace.rollout import EpisodeResult, Policy, run_episode
 from examples.pickplace.scene import Task, load_scene
 from examples.pickplace.video import episode_view
 from examples.statistics import wilson_interval
-from infer_utils.video import VideoWriter
 
 if TYPE_CHECKING:
     from apt.infer.planner import TrajPlanner

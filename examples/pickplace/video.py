@@ -5,8 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from data_utils.drawing.paths import draw_trajectory, enlarge
 from examples.pickplace.env import PickPlaceEnv
-from infer_utils.draw_traj import draw_trajectory, enlarge
 
 SCALE = 2  # of the rendered images, so that the drawing is finer than their pixels
 

@@ -20,8 +20,8 @@ from data_utils.convert.lerobot import LerobotConverter, LerobotSettings
 from data_utils.convert.runner import Skipped, run
 from data_utils.errors import DataError
 from data_utils.h5io import Episode, EpisodeData, write_episode
-from data_utils.video_index import read_index
-from data_utils.video_readers import READER_TYPES
+from data_utils.video.index import read_index
+from data_utils.video.readers import READER_TYPES
 from tests.conftest import VIDEOS
 from tests.convert import datasets
 

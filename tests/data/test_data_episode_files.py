@@ -222,7 +222,7 @@ def whole_file(tmp_path_factory):
 
 
 def read_everything(path):
-    from data_utils.dataset_base import H5DatasetMapBase
+    from data_utils.samples.dataset import H5DatasetMapBase
 
     dataset = H5DatasetMapBase([path], config(), train=False)
     for frame in range(4):

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from data_utils.letterbox import fit, norm_xy
-from data_utils.resample import interpolate_poses, interpolate_values, nearest_index, so3_exp, so3_log
+from data_utils.geometry.letterbox import fit, norm_xy
+from data_utils.geometry.resample import interpolate_poses, interpolate_values, nearest_index, so3_exp, so3_log
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "geometry"

@@ -5,8 +5,8 @@ import pytest
 from data_utils import data_loc
 from data_utils.data_loc import Location, get_ipv4_address, locate
 from data_utils.datasets import PickPlaceCan
-from data_utils.episode_list import list_episodes
 from data_utils.errors import DataError
+from data_utils.index.episode_list import list_episodes
 from tests.data.episodes import write_episode
 
 

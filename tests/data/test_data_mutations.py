@@ -6,9 +6,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_utils.checker import FileChecker, Request
-from data_utils.dataset_base import H5DatasetMapBase
+from data_utils.checks.checker import FileChecker, Request
 from data_utils.errors import RULES, DataError
+from data_utils.samples.dataset import H5DatasetMapBase
 from tests.data.episodes import CAMERAS, config, edited, write_episode
 
 FRAMES = 5

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_utils import samplers
-from data_utils.dataset_base import H5DatasetMapBase
-from data_utils.loader import build_loader
-from data_utils.samplers import DistributedMultiplexSampler, DistributedWeightedSampler, SampleKey
+from data_utils.batches import samplers
+from data_utils.batches.loader import build_loader
+from data_utils.batches.samplers import DistributedMultiplexSampler, DistributedWeightedSampler, SampleKey
+from data_utils.samples.dataset import H5DatasetMapBase
 from data_utils.types import Batch
 from tests.data.episodes import config, tokenize, write_episode
 

@@ -11,20 +11,15 @@ import h5py
 import numpy as np
 import pytest
 
-from data_utils.augment import draw_augmentation, saturation_matrix, tone_table
-from data_utils.collate import Collator
+from data_utils.batches.collate import Collator
 from data_utils.config import DataConfig
-from data_utils.dataset_base import H5DatasetMapBase
 from data_utils.datasets import DATASETS, Droid, PickPlaceCan, get_dataset_class
 from data_utils.errors import DataError
+from data_utils.geometry.camera import CameraFrame
 from data_utils.h5io import Episode, seal
-from data_utils.observation import (
-    CameraFrame,
-    StateTrack,
-    make_sample,
-    policy_from_robot_ee,
-    robot_from_policy_ee,
-)
+from data_utils.samples.augment import draw_augmentation, saturation_matrix, tone_table
+from data_utils.samples.dataset import H5DatasetMapBase
+from data_utils.samples.observation import StateTrack, make_sample, policy_from_robot_ee, robot_from_policy_ee
 from tests.data.episodes import CAMERAS, camera_pose, config, edited, poses, tokenize, write_episode
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -404,7 +399,7 @@ def test_importing_the_package_needs_no_data_and_no_network():
         "import torch, socket\n"
         "def refuse(*a, **k): raise AssertionError('network was touched')\n"
         "socket.socket = refuse\n"
-        "import data_utils.datasets, data_utils.loader\n"
+        "import data_utils.datasets, data_utils.batches.loader\n"
     )
     env = {"PYTHONPATH": str(ROOT), "APT_DATA_LOC": "/nowhere/at/all.yaml", "PATH": "/usr/bin:/bin"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, cwd="/")

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from data_utils.collate import Collator
-from data_utils.dataset_base import H5DatasetMapBase
+from data_utils.batches.collate import Collator
+from data_utils.samples.dataset import H5DatasetMapBase
+from data_utils.samples.device_augment import recolored
 from tests.data.episodes import config, tokenize, write_episode
 
 EVERYTHING = dict(aug_crop=True, aug_color=True, aug_blur=True, aug_background=True, num_obs=2, image_hw=(40, 32))
@@ -27,7 +28,7 @@ def batches(episode, count, **changes):
 
 def difference(episode, count=24, device="cpu", **changes):
     made, deferred = batches(episode, count, **changes)
-    done = deferred.to(device).recolored()
+    done = recolored(deferred.to(device))
     assert deferred.color is not None and done.color is None
     assert not torch.equal(deferred.observation.rgb, made.observation.rgb)
     return (done.observation.rgb.cpu().int() - made.observation.rgb.int()).abs()
@@ -44,7 +45,7 @@ def test_blur_on_the_device_equals_the_workers_to_rounding(episode):
 
 def test_borders_and_padded_cameras_stay_black(episode):
     _, deferred = batches(episode, 16)
-    done = deferred.recolored().observation
+    done = recolored(deferred).observation
     shown = done.mask[:, :, :, None].expand_as(done.rgb)
     assert done.rgb[~shown].max() == 0 and done.rgb[shown].float().mean() > 20
 

@@ -8,9 +8,9 @@ import numpy as np
 import yaml
 
 from data_utils.config import DataConfig
-from data_utils.dataset_base import H5DatasetMapBase
 from data_utils.errors import RULES
 from data_utils.h5io import Episode
+from data_utils.samples.dataset import H5DatasetMapBase
 from tests.data.episodes import poses
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "data.md"

@@ -13,12 +13,13 @@ import h5py
 import numpy as np
 import pytest
 
-from data_utils import checker, index
-from data_utils.checker import FileChecker, Request, check_files
+from data_utils.checks import checker
+from data_utils.checks.checker import FileChecker, Request, check_files
 from data_utils.data_loc import Location
-from data_utils.episode_list import list_episodes
 from data_utils.errors import DataError
-from data_utils.index import EpisodeIndex
+from data_utils.index import episode_index as index
+from data_utils.index.episode_index import EpisodeIndex
+from data_utils.index.episode_list import list_episodes
 from tests.data.episodes import write_episode
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -263,7 +264,7 @@ def test_checking_processes_need_no_torch_and_end_with_their_parent(template):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr
     child = subprocess.Popen(
-        [sys.executable, "-m", "data_utils.checker"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-m", "data_utils.checks"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
     assert json.loads(child.stdout.readline()) == {"ready": True}
     child.stdin.close()

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from apt.encoders.hub import load_model, load_tokenizer
 from apt.encoders.prompts import PromptTokenizer
+from data_utils.batches.image_text import EndlessBatches, ImageTextPairs, image_text_batches
 from data_utils.errors import DataError
-from data_utils.image_text import EndlessBatches, ImageTextPairs, image_text_batches
 
 HW = (64, 64)
 GRID = (4, 4)  # of tokens, for the tiny model's 16 pixels per token

@@ -12,9 +12,9 @@ import h5py
 import numpy as np
 import pytest
 
-from data_utils import inspect
+from data_utils.drawing.paths import RECORDED
 from data_utils.h5io import Episode, write_episode
-from infer_utils.draw_traj import RECORDED
+from data_utils.inspect import __main__ as inspect
 from tests.data import episodes
 from tests.data.episodes import camera_pose, edited
 from tests.data.test_video_episodes import episode_data, write_video
@@ -191,8 +191,8 @@ def test_a_place_that_cannot_be_written_is_wrong_usage(folder, tmp_path, capsys,
 
 def test_cameras_are_drawn_in_the_order_of_the_dataset_class(folder, tmp_path, monkeypatch):
     from data_utils import datasets
-    from data_utils.dataset_base import H5DatasetMapBase
-    from data_utils.inspection import pictures
+    from data_utils.inspect import pictures
+    from data_utils.samples.dataset import H5DatasetMapBase
 
     class Wrists(H5DatasetMapBase):
         name = "Wrists"
@@ -220,7 +220,7 @@ def near(image, color):
 
 def test_the_pictures_show_the_path(folder, tmp_path, monkeypatch):
     from data_utils import datasets
-    from data_utils.dataset_base import H5DatasetMapBase
+    from data_utils.samples.dataset import H5DatasetMapBase
 
     class Cubes(H5DatasetMapBase):
         name = "Cubes"
@@ -263,7 +263,7 @@ def test_pictures_of_two_arms_masks_and_raw_frames(tmp_path, monkeypatch):
 
 
 def test_speed_is_measured_for_each_camera(folder, capsys, monkeypatch):
-    from data_utils.inspection import speed
+    from data_utils.inspect import speed
 
     monkeypatch.setattr(speed.measure, "__defaults__", (0.1,))
     assert inspect.main([str(folder), "--frames", "0", "--speed"]) == 0

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from data_utils import loader as loader_module
-from data_utils.dataset_base import H5DatasetMapBase
+from data_utils.batches import loader as loader_module
+from data_utils.batches.loader import MAX_RESTARTS, build_loader
+from data_utils.batches.mixture import Mixture
+from data_utils.batches.samplers import SampleKey
 from data_utils.errors import DataError
-from data_utils.loader import MAX_RESTARTS, build_loader
-from data_utils.mixture import Mixture
-from data_utils.samplers import SampleKey
+from data_utils.samples.dataset import H5DatasetMapBase
 from tests.data.episodes import config, tokenize, write_episode
 
 

@@ -6,9 +6,9 @@ import av
 import numpy as np
 import pytest
 
-from data_utils.dataset_base import H5DatasetMapBase
 from data_utils.errors import DataError
 from data_utils.h5io import CameraData, Episode, EpisodeData, VideoFrames, write_episode
+from data_utils.samples.dataset import H5DatasetMapBase
 from tests.data.episodes import CAMERAS, camera_pose, config, edited, poses
 
 FPS = 10

@@ -455,7 +455,7 @@ def test_a_pickled_cache_arrives_empty_and_usable(many):
 
 
 def test_the_index_of_a_large_video_is_read_once_ever(tmp_path, monkeypatch):
-    from data_utils import video_index
+    from data_utils.video import index as video_index
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(video_index, "CACHED_FROM_BYTES", 0)
@@ -475,9 +475,9 @@ def test_the_index_of_a_large_video_is_read_once_ever(tmp_path, monkeypatch):
 
 
 def test_the_indexes_kept_in_memory_are_bounded(tmp_path, monkeypatch):
-    from data_utils import video
+    from data_utils.video import cache as video_cache
 
-    monkeypatch.setattr(video, "MAX_INDEXED_FRAMES", 3 * NUM_FRAMES)
+    monkeypatch.setattr(video_cache, "MAX_INDEXED_FRAMES", 3 * NUM_FRAMES)
     cache = VideoCache("pyav", max_open=2)
     for number in range(6):
         assert number_in(cache.frame(encode(tmp_path / f"{number}.mp4"), 0.0)) == 0

@@ -11,7 +11,7 @@ from apt.infer.frames import frame_from_episode
 from apt.infer.policy import Policy
 from apt.policy_config import VLAConfig
 from apt.vla import VLA
-from data_utils.dataset_base import H5DatasetMapBase
+from data_utils.samples.dataset import H5DatasetMapBase
 
 
 def tiny_policy(compile: str = "none", vlm_mode: str = "frozen", **changes) -> Policy:

@@ -19,7 +19,7 @@ from apt.infer.planner import TrajPlanner
 from apt.infer.policy import PROMPT_BUCKET
 from apt.infer.realtime_chunking import RealTimeChunking
 from apt.infer.stages import STAGES, Stages
-from data_utils.collate import Collator
+from data_utils.batches.collate import Collator
 from data_utils.types import _map_tensors
 from tests.infer.helpers import tiny_policy
 from tests.infer.test_sessions import blank_frame

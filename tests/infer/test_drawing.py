@@ -6,9 +6,10 @@ import av
 import numpy as np
 import pytest
 
-from data_utils.observation import CameraFrame
-from infer_utils.draw_traj import ARM_COLORS, draw_plan, draw_trajectory, enlarge, project
-from infer_utils.video import VideoWriter
+from data_utils.drawing.mp4 import VideoWriter
+from data_utils.drawing.paths import draw_trajectory, enlarge
+from data_utils.geometry.camera import CameraFrame, project
+from infer_utils.draw_traj import ARM_COLORS, draw_plan
 
 K = np.array([[100.0, 0, 64], [0, 100.0, 64], [0, 0, 1]])
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from apt.infer.planner import TrajPlanner
-from data_utils.collate import Collator
-from data_utils.dataset_base import H5DatasetMapBase
+from data_utils.batches.collate import Collator
 from data_utils.datasets import Droid, InternA1Lift2, LiberoSpatial
 from data_utils.h5io import write_episode as write_episode_data
+from data_utils.samples.dataset import H5DatasetMapBase
 from tests.data.episodes import CAMERAS, config, edited, write_episode
 from tests.data.test_video_episodes import episode_data, write_video
 from tests.infer.helpers import frame_at, tiny_policy

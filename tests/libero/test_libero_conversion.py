@@ -17,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from data_utils.convert.libero import LiberoConverter, LiberoSettings, kept_steps, read_demo, set_point
 from data_utils.errors import DataError
 from examples.errors import SimulatorError
 from examples.libero import tasks
 from examples.libero.benchmarks import LIBERO_SUITES
 from examples.libero.check_projection import bounding_box
 from examples.libero.control import libero_action
+from examples.libero.convert import LiberoConverter, LiberoSettings, kept_steps, read_demo, set_point
 from examples.libero.environment import enter_libero
 from examples.libero.tasks import LiberoTask, find_task, read_initial_states, suite_tasks
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from data_utils.cli import CommandLineError
-from data_utils.convert.libero import BENCHMARK_ATTR, FIXTURES_ATTR, STATE_ATTR, TASK_ATTR
 from data_utils.convert.runner import Summary
 from data_utils.errors import DataError
 from data_utils.h5io import CameraData, EpisodeData, seal, write_episode
 from examples.disturbance import Disturbance
 from examples.errors import SimulatorError
 from examples.libero import record, replay
+from examples.libero.convert import BENCHMARK_ATTR, FIXTURES_ATTR, STATE_ATTR, TASK_ATTR
 from examples.libero.record import LiberoRecorder, RecordConfig, chosen_tasks, main
 from examples.libero.replay import SETTLE_STEPS
 from examples.libero.replay_policy import CHUNK, ReplayPolicy, recorded_episodes

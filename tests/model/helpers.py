@@ -13,7 +13,7 @@ from apt.encoders.vision_tower import patchify
 from apt.policy_config import VLAConfig
 from apt.vla import VLA
 from apt.vlm import VLM
-from data_utils.collate import Collator
+from data_utils.batches.collate import Collator
 from data_utils.types import Batch, Observation, Sample
 from tests.synthetic import pose
 

@@ -12,7 +12,7 @@ from apt.encoders.prompts import PromptTokenizer
 from apt.encoders.vision_tower import patchify
 from apt.experts.base import Modality, VLMReads
 from apt.vlm import VLM, position_1d, token_coordinates
-from data_utils.letterbox import norm_xy
+from data_utils.geometry.letterbox import norm_xy
 from tests.model.helpers import as_two_frames, make_observation, run_hugging_face
 
 PATCH = 8  # of the tiny model

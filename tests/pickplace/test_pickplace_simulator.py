@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from data_utils.geometry.camera import project
 from data_utils.h5io import Episode
 from examples.control import pose_to_action
 from examples.disturbance import Disturbance
@@ -18,7 +19,6 @@ from examples.pickplace.policies import ModelPolicy, RandomPolicy, ReplayPolicy
 from examples.pickplace.record import RecordConfig, read_dataset, record, record_episode
 from examples.pickplace.rollout import run_episode
 from examples.pickplace.scene import Task, load_scene
-from infer_utils.draw_traj import project
 
 pytestmark = [
     pytest.mark.sim,

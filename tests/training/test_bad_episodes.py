@@ -14,10 +14,10 @@ import h5py
 import numpy as np
 import pytest
 
-from data_utils.dataset_base import H5DatasetMapBase
+from data_utils.batches.loader import build_loader
 from data_utils.datasets import PickPlaceCan
 from data_utils.errors import DataError
-from data_utils.loader import build_loader
+from data_utils.samples.dataset import H5DatasetMapBase
 from data_utils.types import SkippedEpisode
 from tests.data.episodes import config, tokenize, write_episode
 from tests.training.helpers import losses, start_training, train

@@ -15,7 +15,7 @@ from apt.configs import ConfigError, TrainConfig
 from apt.encoders.hub import load_config, load_model, resolve
 from apt.policy_config import VLAConfig
 from apt.vla import VLA
-from data_utils.image_text import ImageTextPairs
+from data_utils.batches.image_text import ImageTextPairs
 from data_utils.types import Batch
 from tests.data.test_image_text import batches as pair_batches
 from tests.data.test_image_text import write_pairs

@@ -1,0 +1,4 @@
+"""Which samples come when, whatever becomes of the workers?
+
+Imports ``samples`` and below, and torch.
+"""

@@ -1,0 +1,4 @@
+"""Which episodes are there, without opening them again?
+
+Imports ``checks`` and below; no torch.
+"""

@@ -1,0 +1,324 @@
+"""``python -m data_utils.inspect PATH``: what episodes hold, everything that is wrong with them, and pictures of one.
+
+Files are read in checking processes (``data_utils.checks``): damage that crashes or hangs the HDF5 library is a fault
+of the file, and the rest goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from data_utils.checks.checker import FileChecker, Report, Request
+from data_utils.checks.contents import Contents
+from data_utils.cli import CommandLineError, parse
+from data_utils.config import DataConfig
+from data_utils.data_loc import episode_files
+from data_utils.errors import DataError
+from data_utils.inspect.texts import count_text, episode_lines, set_lines, speed_lines
+from data_utils.words import counted
+
+PROG = "python -m data_utils.inspect"
+MEASURED_EPISODES = 200  # of large sets
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags of the command."""
+
+    paths: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH...", help_behavior_hint="")]
+    """Episode files, folders (with their sub-folders) or quoted globs."""
+    dataset_class: str = ""
+    """Check against this dataset class too (its cameras and arms), and draw what its policy sees."""
+    quick: bool = False
+    """Decode the first, middle and last frame of each camera instead of all."""
+    out: Path | None = None
+    """Folder of the pictures (default: inspect_out/<name of the episode>)."""
+    frames: int = 4
+    """Rows of the picture, spread over the episode; 0: no pictures."""
+    video: bool = False
+    """Write the whole episode as an MP4 too, with the path drawn."""
+    episode: int | None = None
+    """Which of several episodes is drawn, counted from 0 in the order of their names (default: the first good one)."""
+    video_root: str | None = None
+    """Folder of the videos (default: what the files say)."""
+    video_reader: Literal["decord", "torchcodec", "pyav"] = "decord"
+    """Library that decodes videos for --speed and for what the policy sees; checks always use PyAV."""
+    speed: bool = False
+    """Measure how fast the good episodes are read for training."""
+    reseal: bool = False
+    """Renew the checksums of files that were changed on purpose, and say what had changed. Files with other faults are
+    left alone, and those with other images too unless one file is named by itself."""
+    workers: int | None = None
+    """Checking processes (default: one per core, 16 at most)."""
+    json: Path | None = None
+    """Write everything found to this file."""
+
+    def __post_init__(self) -> None:
+        if self.frames < 0:
+            raise ValueError(f"--frames is {self.frames}; wanted how many rows the picture has, 0 for none")
+        if self.video and self.frames == 0:
+            raise ValueError("--video asks for a video, --frames 0 for no pictures; drop one of them")
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """What was found in one file."""
+
+    path: str
+    faults: tuple[tuple[str, str], ...]  # rule, message
+    warnings: tuple[tuple[str, str], ...]
+    contents: Contents | None  # None where the file cannot be read so far
+
+    @classmethod
+    def of(cls, path: str, report: Report) -> "Inspected":
+        contents = Contents.from_dict(report.contents) if report.contents else None
+        return cls(path, report.faults, report.warnings, contents)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit code: 0 where all is well, 1 with faults, 2 for a wrong command, 130 after Ctrl-C."""
+    try:
+        options = parse(Options, argv, PROG, "Look at episode files: contents, faults, pictures.")
+        return _run(options)
+    except ValueError as error:  # CommandLineError and DataError are such
+        print(f"{PROG}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{PROG}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(options: Options) -> int:
+    files = find_files(options.paths)
+    if options.episode is not None and not 0 <= options.episode < len(files):
+        there = f"is {len(files)} episode" if len(files) == 1 else f"are {len(files)} episodes"
+        raise CommandLineError(f"--episode is {options.episode}; there {there}, counted from 0")
+    _check_folders(options)
+    dataset_class = _dataset_class(options.dataset_class)
+    config = dataset_class.config if dataset_class is not None else None
+
+    def request(path: str) -> Request:
+        return Request(
+            path,
+            depth="sampled" if options.quick and not options.reseal else "deep",
+            video_root=options.video_root,
+            cameras=config.cameras if config is not None else (),
+            ee_indices=config.ee_indices if config is not None else (),
+        )
+
+    with FileChecker(options.workers) as checker:
+        reports = check_with_bar(checker, [request(path) for path in files])
+        if options.reseal:
+            named = len(options.paths) == 1 and Path(options.paths[0]).is_file()
+            return _reseal(files, reports, lambda path: _whole(checker.check([request(path)])[0], path), named)
+    inspected = [Inspected.of(path, report) for path, report in zip(files, reports, strict=True)]
+    _print_found(inspected, _counts_steps(config, inspected))
+
+    good = [item for item in inspected if not item.faults]
+    speed = None
+    if options.speed and good:
+        some = [good[i].path for i in np.unique(np.linspace(0, len(good) - 1, MEASURED_EPISODES).astype(int))]
+        speed = _measure(options, some, good[0].contents)
+        print("\n".join(["speed", *speed_lines(speed, [item.contents for item in good])]))
+    drawn = inspected[options.episode] if options.episode is not None else next(iter(good), None)
+    if options.frames:
+        if drawn is not None and not drawn.faults:
+            out = options.out if options.out is not None else Path("inspect_out") / Path(drawn.path).stem
+            with _writing(out, "--out"):
+                _draw(options, drawn, out)
+        elif len(inspected) == 1:
+            print("not drawn: it has faults")
+        else:
+            print(f"{drawn.path} is not drawn: it has faults" if drawn else "not drawn: all episodes have faults")
+    if options.json is not None:
+        with _writing(options.json, "--json"):
+            _write_json(options.json, inspected, speed)
+    faulty = [item for item in inspected if item.faults]
+    broken = [rule for item in faulty for rule in sorted({rule for rule, _ in item.faults})]
+    print(count_text(len(faulty), len(inspected), broken))
+    return 1 if faulty else 0
+
+
+def find_files(paths: Sequence[str]) -> list[str]:
+    """Episode files of files, folders and globs, sorted and each once.
+
+    Raises:
+        CommandLineError: a path without episodes.
+    """
+    if not paths:
+        raise CommandLineError("which episodes? name files, folders or quoted globs; --help lists the flags")
+    found: list[str] = []
+    for path in paths:
+        here = list(episode_files(path))
+        if not here:
+            raise CommandLineError(f"{path} is no episode file, and no folder or glob of .h5 or .hdf5 files")
+        found += here
+    return sorted(set(found))
+
+
+def check_with_bar(checker: FileChecker, requests: Sequence[Request]) -> list[Report]:
+    """Reports in the order of the requests, their faults without the files' names."""
+    with tqdm(
+        total=len(requests), desc="checking", unit="episode", delay=1.0,
+        mininterval=0.2 if sys.stderr.isatty() else 30.0,
+    ) as bar:  # fmt: skip
+        reports = checker.check(requests, bar.update)
+    return [_whole(report, request.path) for report, request in zip(reports, requests, strict=True)]
+
+
+def _whole(report: Report, path: str) -> Report:
+    """With the fault of a file that ended its checking process among the faults."""
+    if not report.rule:
+        return report
+    fault = (report.rule, report.message.removeprefix(f"{path}: "))
+    return dataclasses.replace(report, rule="", message="", faults=(fault, *report.faults))
+
+
+def _dataset_class(name: str):
+    if not name:
+        return None
+    from data_utils.datasets import get_dataset_class  # needs torch, which takes seconds to import
+
+    return get_dataset_class(name)
+
+
+def _counts_steps(config: DataConfig | None, inspected: Sequence[Inspected]) -> bool:
+    """Whether timestamps are control steps: the dataset class says so, or without one, they count the frames."""
+    if config is not None:
+        return config.record_dt is None and config.sample_dt == 1.0
+    readable = [item.contents for item in inspected if item.contents is not None]
+    return bool(readable) and all(contents.rate == 1.0 for contents in readable)
+
+
+def _print_found(inspected: Sequence[Inspected], counts_steps: bool) -> None:
+    if len(inspected) == 1:
+        print(inspected[0].path)
+        if inspected[0].contents is not None:
+            print("\n".join(episode_lines(inspected[0].contents, counts_steps)))
+    else:
+        readable = [item.contents for item in inspected if item.contents is not None]
+        print("\n".join(set_lines(readable, len(inspected), counts_steps)))
+    by_rule: dict[str, list[str]] = {}
+    for item in inspected:
+        for rule, message in item.warnings:
+            by_rule.setdefault(rule, []).append(f"{item.path}: warning, {rule}: {message}")
+    for rule, lines in by_rule.items():
+        shown = len(lines) if len(inspected) == 1 else 1
+        print("\n".join(lines[:shown]))
+        if lines[shown:]:
+            print(
+                f"  and {counted(len(lines) - shown, 'more warning')} about {rule} in other episodes; --json lists them"
+            )
+    for item in inspected:
+        for rule, message in item.faults:
+            print(f"{item.path}: {rule}: {message}")
+
+
+def _measure(options: Options, paths: list[str], contents: Contents):
+    from data_utils.inspect.speed import config_of, measure, open_dataset
+    from data_utils.samples.dataset import H5DatasetMapBase
+
+    dataset_class = _dataset_class(options.dataset_class) or H5DatasetMapBase
+    config = dataset_class.config if options.dataset_class else config_of(contents)
+    dataset = open_dataset(paths, dataset_class, config, options.video_root, options.video_reader)
+    return measure(dataset)
+
+
+def _check_folders(options: Options) -> None:
+    """Say so before a long check where what it finds cannot be written."""
+    folders = [(options.out, "--out")] if options.out is not None and options.frames and not options.reseal else []
+    folders += [(options.json.parent, "--json")] if options.json is not None else []
+    for folder, flag in folders:
+        there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            what = "is no folder" if not there.is_dir() else "cannot be written to"
+            raise CommandLineError(f"{flag} is in {there}, which {what}; name another place")
+
+
+@contextlib.contextmanager
+def _writing(place: Path, flag: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        what = f"{place} cannot be written ({error.strerror or error}); name another place with {flag}"
+        raise CommandLineError(what) from error
+
+
+def _draw(options: Options, item: Inspected, out: Path) -> None:
+    from data_utils.h5io import Episode
+    from data_utils.inspect.pictures import frames_picture, policy_picture, save_png, write_video
+    from data_utils.inspect.view_3d import save_view
+    from data_utils.video import VideoCache
+
+    length = item.contents.frames
+    rows = min(options.frames, length)
+    frames = [length * row // rows for row in range(rows)]
+    horizon = -(-length // rows)  # each row shows the way to the next one
+    written = [out / "frames.png", out / "view_3d.png"]
+    wanted = _dataset_class(options.dataset_class).config.cameras if options.dataset_class else ()
+    with Episode(item.path, None, options.video_root, VideoCache("pyav")) as episode:
+        cameras = list(dict.fromkeys([*wanted, *episode.cameras]))  # the class's main camera first
+        save_png(written[0], frames_picture(episode, cameras, frames, horizon))
+        save_view(written[1], episode)
+        if options.video:
+            written.append(out / "episode.mp4")
+            write_video(written[-1], episode, cameras, horizon, item.contents.rate)
+    if options.dataset_class:
+        from data_utils.inspect.speed import open_dataset
+
+        dataset_class = _dataset_class(options.dataset_class)
+        dataset = open_dataset(
+            [item.path], dataset_class, dataset_class.config, options.video_root, options.video_reader, train=False
+        )
+        written.append(out / "policy.png")
+        save_png(written[-1], policy_picture(dataset, frames))
+    print("\n".join(f"wrote {path}" for path in written))
+
+
+def _reseal(files: Sequence[str], reports: Sequence[Report], check, named: bool) -> int:
+    from data_utils.inspect.resealing import reseal
+
+    resealed, refused = 0, []
+    for path, report in zip(files, reports, strict=True):
+        try:
+            changed = reseal(path, report, check, named)
+            if changed:
+                resealed += 1
+                print(f"{path}: resealed; had changed: {', '.join(changed)}")
+        except DataError as error:
+            refused.append(error.rule)
+            print(f"{path}: {error.rule}: {error}")
+    agreed = len(files) - resealed - len(refused)
+    print(f"{resealed} resealed, {agreed} agreed already, {len(refused)} left alone")
+    return 1 if refused else 0
+
+
+def _write_json(path: Path, inspected: Sequence[Inspected], speed) -> None:
+    values = {
+        "episodes": [dataclasses.asdict(item) for item in inspected],
+        "faulty": sum(bool(item.faults) for item in inspected),
+        "speed": None if speed is None else dataclasses.asdict(speed),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8") as stream:
+        json.dump(values, stream, indent=1)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
