@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from apt.policy_config import VLAConfig
+from apt.model.config import VLAConfig
 from data_utils.batches.samplers import SAMPLE_BY
 from data_utils.config import DataConfig
 from data_utils.datasets import get_dataset_class

@@ -20,9 +20,9 @@ import torch
 from apt.checkpoint import LATEST, CheckpointError, find_checkpoint, load_checkpoint, read_config
 from apt.cli import CommandLineError, parse_train_config
 from apt.configs import ConfigError, TrainConfig
-from apt.encoders.hub import VLMLoadError
-from apt.pretrained import CheckpointMismatch, Origin
-from apt.vla import VLA
+from apt.model.encoders.hub import VLMLoadError
+from apt.model.pretrained import CheckpointMismatch, Origin
+from apt.model.vla import VLA
 from data_utils.batches.image_text import ImageTextPairs, image_text_batches
 from data_utils.batches.loader import build_loader
 from data_utils.datasets import get_dataset_class

@@ -35,12 +35,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone, without an installation
 
 from apt.configs import CONFIGS
-from apt.experts.registry import ARCHITECTURES
 from apt.infer.policy import Policy
 from apt.infer.stages import COMPILE_MODES
-from apt.objective import make_objective
-from apt.policy_config import OBJECTIVES, SIZES, VLAConfig
-from apt.vla import VLA
+from apt.model.config import SIZES, VLAConfig
+from apt.model.experts.registry import ARCHITECTURES
+from apt.model.objectives.registry import OBJECTIVES, make_objective
+from apt.model.vla import VLA
 from benchmarks.flops import count_flops, seconds_of
 from benchmarks.loader import make_episodes
 from benchmarks.qwen_sizes import SIZES as VLM_SIZES

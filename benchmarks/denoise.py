@@ -32,14 +32,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a c
 from qwen_sizes import qwen3_vl_2b_folder
 from uncached_denoise import uncached_predict
 
-from apt.action_expert import ActionExpert
 from apt.configs import CONFIGS
-from apt.experts.base import Modality, RobotState, VLMFeatures
 from apt.infer.plan import Timing
 from apt.infer.planner import TrajPlanner
 from apt.infer.policy import Policy, pick_device, round_weights
-from apt.policy_config import ExpertConfig, VLAConfig
-from apt.vla import VLA
+from apt.model.config import VLAConfig
+from apt.model.experts.apt import ActionExpert
+from apt.model.experts.base import Modality, RobotState, VLMFeatures
+from apt.model.experts.config import ExpertConfig
+from apt.model.vla import VLA
 
 VISION, LANGUAGE, WIDTH_VLM = 128, 34, 2048
 GROUPS = {"none": "eager", "compile": "compiled", "graphs": "graphed"}

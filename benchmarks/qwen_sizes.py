@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from apt.encoders.tiny import byte_tokenizer
+from apt.model.encoders.tiny import byte_tokenizer
 
 SIZES = {"qwen3-vl-2b-sizes": 1, "qwen3-vl-2b-quarter": 4}  # name -> what widths are divided by
 

@@ -42,9 +42,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone, without an installation
 
-from apt.experts.base import ExpertLoss
-from apt.policy_config import VLAConfig
-from apt.vla import VLA
+from apt.model.config import VLAConfig
+from apt.model.experts.base import ExpertLoss
+from apt.model.vla import VLA
 from benchmarks.flops import count_flops, matmul_ceiling, seconds_of
 from benchmarks.loader import make_episodes
 from benchmarks.qwen_sizes import SIZES, qwen3_vl_2b_folder

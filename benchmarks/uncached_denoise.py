@@ -9,12 +9,12 @@ from __future__ import annotations
 import torch
 from diffusers import DDIMScheduler
 
-from apt.action_expert import ActionExpert, attention_masks
-from apt.action_transform import ACTION_DIM, TRANSLATION, action_to_state
-from apt.experts.base import RobotState, VLMFeatures, recentre, recentring_transform, transform_states
-from apt.layers.attention import AttentionMask
-from apt.layers.positions import PoseEncoding, RotaryEncoding, sinusoidal_embedding
-from apt.layers.rotations import invert_transform
+from apt.model.action_transform import ACTION_DIM, TRANSLATION, action_to_state
+from apt.model.experts.apt import ActionExpert, attention_masks
+from apt.model.experts.base import RobotState, VLMFeatures, recentre, recentring_transform, transform_states
+from apt.model.layers.attention import AttentionMask
+from apt.model.layers.positions import PoseEncoding, RotaryEncoding, sinusoidal_embedding
+from apt.model.layers.rotations import invert_transform
 
 
 def joint_pass(

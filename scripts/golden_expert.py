@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from apt.action_expert import ActionExpert, attention_masks
-from apt.experts.base import RobotState, TrainingDraws, VLMFeatures, recentre, recentring_transform
-from apt.policy_config import ExpertConfig
-from apt.state_dict_adapter import expert_from_released, expert_to_released
-from apt.vlm import vision_slots
+from apt.model.experts.apt import ActionExpert, attention_masks
+from apt.model.experts.base import RobotState, TrainingDraws, VLMFeatures, recentre, recentring_transform
+from apt.model.experts.config import ExpertConfig
+from apt.model.state_dict_adapter import expert_from_released, expert_to_released
+from apt.model.vlm import vision_slots
 
 Report = Callable[[str, float, float], None]
 

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import torch
 
-from apt.vlm import token_coordinates
+from apt.model.vlm import token_coordinates
 from data_utils.config import DataConfig
 from data_utils.geometry.letterbox import fit, norm_xy
 from data_utils.geometry.resample import interpolate_poses, interpolate_values, nearest_index

@@ -14,11 +14,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a c
 
 from apt.checkpoint import CheckpointError, format_bytes, load_checkpoint, read_config
 from apt.configs import ConfigError, train_config_from_dict
-from apt.experts.expert import MAX_ARMS
-from apt.experts.registry import get_architecture
-from apt.policy_config import SIZES, ExpertConfig
-from apt.pretrained import LoadReport, Origin, plan_load
-from apt.state_dict_adapter import checkpoint_sizes
+from apt.model.config import SIZES
+from apt.model.experts.config import ExpertConfig
+from apt.model.experts.expert import MAX_ARMS
+from apt.model.experts.registry import get_architecture
+from apt.model.pretrained import LoadReport, Origin, plan_load
+from apt.model.state_dict_adapter import checkpoint_sizes
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import nn
 
 from apt.configs import TrainConfig
-from apt.experts.base import ExpertLoss
+from apt.model.experts.base import ExpertLoss
 from train_utils.backend import Processes
 from train_utils.deepspeed_settings import check_deepspeed, deepspeed_settings
 from train_utils.optimizer_shards import (

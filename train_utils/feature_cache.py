@@ -21,8 +21,8 @@ import numpy as np
 import torch
 import transformers
 
-from apt.experts.base import VLMFeatures
-from apt.vlm import VLM
+from apt.model.experts.base import VLMFeatures
+from apt.model.vlm import VLM
 from data_utils.types import Batch, Observation, StoredStreams
 from train_utils.feature_store import FeatureStore
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from apt.checkpoint import LATEST, CheckpointError, find_checkpoint, load_checkpoint
 from apt.cli import CommandLineError, parse_train_config
 from apt.configs import CONFIGS, ConfigError, TrainConfig
-from apt.encoders.hub import VLMLoadError
-from apt.pretrained import Origin
+from apt.model.encoders.hub import VLMLoadError
+from apt.model.pretrained import Origin
 from data_utils.data_loc import locate
 from data_utils.errors import DataError
 from train_utils import resume_command

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from apt.experts.expert import Expert
+from apt.model.experts.expert import Expert
 from data_utils.drawing.captions import FAINT, TEXT, text_band
 from data_utils.drawing.paths import PREDICTED, RECORDED
 from data_utils.types import Batch

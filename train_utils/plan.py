@@ -30,14 +30,14 @@ import torch
 
 from apt.checkpoint import format_bytes
 from apt.configs import TrainConfig
-from apt.language_loss import chunk_rows
-from apt.policy_config import VLAConfig
+from apt.model.config import VLAConfig
+from apt.model.language_loss import chunk_rows
 from data_utils.batches.loader import batches_per_epoch
 from data_utils.datasets import get_dataset_class
 
 if TYPE_CHECKING:
-    from apt.vla import VLA
-    from apt.vlm import VLM
+    from apt.model.vla import VLA
+    from apt.model.vlm import VLM
 
 PROMPT_TOKENS = 48
 STRATEGIES = ("DDP", "ZeRO-2", "ZeRO-3")
@@ -85,7 +85,7 @@ def bare_model(config: TrainConfig) -> VLA:
 
 @functools.cache
 def _bare_model(policy: VLAConfig, frozen: torch.dtype, trained: torch.dtype) -> VLA:
-    from apt.vla import VLA  # slow to import; the launcher that describes a plan seldom does
+    from apt.model.vla import VLA
 
     with torch.device("meta"):
         return VLA(policy, frozen_dtype=frozen, trained_dtype=trained, random_vlm=True)

@@ -10,7 +10,7 @@ import numpy as np
 
 from apt.checkpoint import BEST, LATEST, CheckpointError, load_checkpoint, read_config, save_checkpoint, write_config
 from apt.configs import ConfigError, TrainConfig
-from apt.pretrained import Origin
+from apt.model.pretrained import Origin
 from data_utils.files import remove_leftovers
 
 # What the weights mean depends on these, and no shape tells them.

@@ -10,8 +10,8 @@ from torch import nn
 
 from apt.checkpoint import CheckpointError, load_checkpoint, read_config
 from apt.configs import TrainConfig, train_config_from_dict
-from apt.pretrained import Origin
-from apt.vla import VLA
+from apt.model.pretrained import Origin
+from apt.model.vla import VLA
 from train_utils.ema import apply_shadow, released_average
 
 logger = logging.getLogger(__name__)

@@ -16,11 +16,11 @@ import cv2
 import numpy as np
 import torch
 
-from apt.action_transform import action_to_state, state_to_action
 from apt.checkpoint import CheckpointError
 from apt.infer.frames import frame_from_episode
 from apt.infer.planner import TrajPlanner
-from apt.pretrained import CheckpointMismatch
+from apt.model.action_transform import action_to_state, state_to_action
+from apt.model.pretrained import CheckpointMismatch
 from data_utils.config import DataConfig
 from data_utils.data_loc import EPISODE_SUFFIXES
 from data_utils.datasets import get_dataset_class

@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from apt.action_transform import ACTION_DIM
 from apt.configs import TrainConfig
-from apt.encoders.prompts import PromptTokenizer
-from apt.experts.context import SamplingRun
 from apt.infer.loading import load_policy, merge_adapters
 from apt.infer.stages import GraphedStages, Stages, check_compile_mode
 from apt.infer.turns import FairLock
-from apt.objective import Guide, Schedule
-from apt.vla import VLA
+from apt.model.action_transform import ACTION_DIM
+from apt.model.encoders.prompts import PromptTokenizer
+from apt.model.experts.context import SamplingRun
+from apt.model.objectives.base import Guide, Schedule
+from apt.model.vla import VLA
 from data_utils.types import Observation
 
 PROMPT_BUCKET = 32
@@ -131,7 +131,7 @@ class Policy:
             observation: of batch size 1, on any device.
             generator: from :meth:`generator`.
             samples: S.
-            steps, sampler: see :meth:`apt.objective.Objective.schedule`.
+            steps, sampler: see :meth:`apt.model.objectives.base.Objective.schedule`.
             guide: actions to draw the samples towards.
         Returns:
             states (S, Ta, Nee, 17) in the world frame, float64, and the seconds of ``transfer``, ``vlm``, ``prefix``
@@ -158,7 +158,7 @@ class Policy:
         return self.model.expert.objective.samplers
 
     def schedule(self, steps: int | None = None, sampler: str | None = None) -> Schedule:
-        """See :meth:`apt.objective.Objective.schedule`. Raises ``ValueError``."""
+        """See :meth:`apt.model.objectives.base.Objective.schedule`. Raises ``ValueError``."""
         return self.model.expert.objective.schedule(steps, sampler)
 
     def _sampling_run(self, steps: int | None, sampler: str | None) -> SamplingRun:

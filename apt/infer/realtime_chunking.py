@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from apt.action_transform import STATE_DIM, state_to_action
-from apt.objective import Guide
+from apt.model.action_transform import STATE_DIM, state_to_action
+from apt.model.objectives.base import Guide
 from data_utils.geometry.resample import interpolate_poses, interpolate_values
 from data_utils.types import Observation
 

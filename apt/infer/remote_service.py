@@ -106,7 +106,7 @@ def serve(config: ServiceConfig) -> int:
         from apt.infer.policy import pick_device
         from apt.infer.service_session import Checkpoint, PolicyService
         from apt.infer.stages import check_compile_mode
-        from apt.objective import make_objective
+        from apt.model.objectives.registry import make_objective
 
         check_compile_mode(config.compile, pick_device(config.device))
         trained, _ = train_config_from_dict(read_config(config.ckpt))

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import torch
 
-from apt.experts.context import SamplingRun
-from apt.objective import Guide
-from apt.vla import VLA, robot_state
+from apt.model.experts.context import SamplingRun
+from apt.model.objectives.base import Guide
+from apt.model.vla import VLA, robot_state
 from data_utils.types import Observation
 
 COMPILE_MODES = ("none", "compile", "graphs")

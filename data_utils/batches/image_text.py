@@ -27,7 +27,7 @@ FIELDS = ("image", "prompt", "answer")
 
 
 class Tokenizer(Protocol):
-    """What is asked of the policy's tokenizer (:class:`apt.encoders.prompts.PromptTokenizer`)."""
+    """What is asked of the policy's tokenizer."""
 
     image_token: str
     pad_id: int

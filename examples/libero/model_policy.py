@@ -150,7 +150,7 @@ def _read(settings: PolicySettings) -> tuple[dict[str, Any], dict[str, Any]]:
     from apt.configs import train_config_from_dict
     from apt.infer.contract import ObservationContract
     from apt.infer.remote_service import checkpoint_sha256
-    from apt.objective import make_objective
+    from apt.model.objectives.registry import make_objective
 
     path = settings.ckpt
     try:

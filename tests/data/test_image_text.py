@@ -14,8 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apt.encoders.hub import load_model, load_tokenizer
-from apt.encoders.prompts import PromptTokenizer
+from apt.model.encoders.hub import load_model, load_tokenizer
+from apt.model.encoders.prompts import PromptTokenizer
 from data_utils.batches.image_text import EndlessBatches, ImageTextPairs, image_text_batches
 from data_utils.errors import DataError
 

@@ -9,8 +9,8 @@ import torch
 from apt.configs import CONFIGS
 from apt.infer.frames import frame_from_episode
 from apt.infer.policy import Policy
-from apt.policy_config import VLAConfig
-from apt.vla import VLA
+from apt.model.config import VLAConfig
+from apt.model.vla import VLA
 from data_utils.samples.dataset import H5DatasetMapBase
 
 

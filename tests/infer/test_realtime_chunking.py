@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from apt.diffusion import Diffusion
 from apt.infer.planner import TrajPlanner
 from apt.infer.realtime_chunking import RealTimeChunking
-from apt.objective import Guide, Schedule
+from apt.model.objectives.base import Guide, Schedule
+from apt.model.objectives.diffusion import Diffusion
 from data_utils.datasets import AlohaPickPlace, PickPlaceCan
 from infer_utils.trajectory_ensembler import interpolate_poses
 from tests.infer.helpers import frame_at, tiny_policy

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from apt.action_transform import ACTION_DIM, STATE_DIM
-from apt.encoders.vision_tower import patchify
-from apt.policy_config import VLAConfig
-from apt.vla import VLA
-from apt.vlm import VLM
+from apt.model.action_transform import ACTION_DIM, STATE_DIM
+from apt.model.config import VLAConfig
+from apt.model.encoders.vision_tower import patchify
+from apt.model.vla import VLA
+from apt.model.vlm import VLM
 from data_utils.batches.collate import Collator
 from data_utils.types import Batch, Observation, Sample
 from tests.synthetic import pose

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apt.action_transform import action_to_state, state_to_action
-from apt.layers.rotations import invert_transform, make_transform, rotation_from_6d, rotation_from_quaternion
+from apt.model.action_transform import action_to_state, state_to_action
+from apt.model.layers.rotations import invert_transform, make_transform, rotation_from_6d, rotation_from_quaternion
 
 
 def random_poses(shape: tuple[int, ...], generator: torch.Generator, spread: float = 1.0) -> torch.Tensor:

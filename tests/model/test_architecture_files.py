@@ -13,10 +13,10 @@ import torch
 
 from apt.checkpoint import load_checkpoint, save_checkpoint
 from apt.configs import CONFIGS
-from apt.experts.registry import ARCHITECTURES
 from apt.hub_folder import write_folder
-from apt.pretrained import CheckpointMismatch, Origin
-from apt.vla import VLA
+from apt.model.experts.registry import ARCHITECTURES
+from apt.model.pretrained import CheckpointMismatch, Origin
+from apt.model.vla import VLA
 from tests.model.helpers import build, fixed_noise, make_batch
 
 # Blocks of the tiny VLM's four features in each stage, and where Stage 1's block i goes.

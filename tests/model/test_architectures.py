@@ -12,12 +12,13 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
-from apt.action_transform import action_to_state
-from apt.experts.base import TrainingDraws, recentre, recentring_transform, transform_states
-from apt.experts.registry import ARCHITECTURES
-from apt.layers.rotations import invert_transform
-from apt.policy_config import OBJECTIVES, VLM_MODES
-from apt.vla import VLA, robot_state
+from apt.model.action_transform import action_to_state
+from apt.model.encoders.hub import VLM_MODES
+from apt.model.experts.base import TrainingDraws, recentre, recentring_transform, transform_states
+from apt.model.experts.registry import ARCHITECTURES
+from apt.model.layers.rotations import invert_transform
+from apt.model.objectives.registry import OBJECTIVES
+from apt.model.vla import VLA, robot_state
 from data_utils.types import Batch, Observation
 from tests.model import helpers
 from tests.model.helpers import build, fixed_noise

@@ -7,10 +7,10 @@ import importlib.util
 import pytest
 import torch
 
-from apt.layers.attention import AttentionMask, attention
-from apt.layers.positions import PoseEncoding, RotaryEncoding
-from apt.layers.rotations import invert_transform
-from apt.policy_config import check_attention_backend
+from apt.model.experts.config import check_attention_backend
+from apt.model.layers.attention import AttentionMask, attention
+from apt.model.layers.positions import PoseEncoding, RotaryEncoding
+from apt.model.layers.rotations import invert_transform
 from tests.model.test_action_transform import random_poses
 
 

@@ -7,9 +7,9 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from safetensors.torch import load_file
 
-from apt.diffusion import Diffusion
-from apt.experts.base import RobotState
-from apt.objective import Guide, Schedule
+from apt.model.experts.base import RobotState
+from apt.model.objectives.base import Guide, Schedule
+from apt.model.objectives.diffusion import Diffusion
 from benchmarks.uncached_denoise import uncached_predict
 from scripts.golden_expert import features_from_golden, load_expert
 from tests.conftest import GOLDEN

@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import stats
 
-from apt.flow import FlowMatching
-from apt.objective import Guide, Schedule
+from apt.model.objectives.base import Guide, Schedule
+from apt.model.objectives.flow import FlowMatching
 
 NOISE = torch.randn(512, 10, generator=torch.Generator().manual_seed(0)).double()
 

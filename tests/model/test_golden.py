@@ -48,7 +48,7 @@ def test_a_missing_folder_is_one_clear_line(tmp_path):
 
 @pytest.mark.parametrize("stage", [0, 1])
 def test_released_names_and_ours_map_onto_each_other(stage):
-    from apt.state_dict_adapter import expert_from_released, expert_to_released
+    from apt.model.state_dict_adapter import expert_from_released, expert_to_released
 
     released = load_file(GOLDEN / "action_expert" / f"stage{stage}_weights.safetensors")
     back = expert_to_released(expert_from_released(released))

@@ -6,13 +6,13 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from apt.encoders.hub import load_model
-from apt.encoders.qwen3vl import rotate
-from apt.experts.context import KeysValues
-from apt.experts.pi import PiBlock, Rotary
-from apt.layers.attention import AttentionMask, attention
-from apt.policy_config import VLMAttention
-from apt.vla import VLA, robot_state
+from apt.model.encoders.hub import load_model
+from apt.model.experts.config import VLMAttention
+from apt.model.experts.context import KeysValues
+from apt.model.experts.pi import PiBlock, Rotary
+from apt.model.layers.attention import AttentionMask, attention
+from apt.model.layers.positions import rotate
+from apt.model.vla import VLA, robot_state
 from tests.model.helpers import build, make_batch, make_observation, run_hugging_face
 
 PROMPTS = ["pick up the can", "go"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from apt.action_expert import ActionExpert
-from apt.experts.base import Modality
-from apt.policy_config import ExpertConfig
-from apt.vla import VLA, draw_camera_keep
+from apt.model.experts.apt import ActionExpert
+from apt.model.experts.base import Modality
+from apt.model.experts.config import ExpertConfig
+from apt.model.vla import VLA, draw_camera_keep
 from tests.model.helpers import build, fixed_noise, make_batch
 
 

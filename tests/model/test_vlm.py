@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from apt.encoders.hub import VLMLoadError, load_config, load_model, load_tokenizer, resolve
-from apt.encoders.prompts import PromptTokenizer
-from apt.encoders.vision_tower import patchify
-from apt.experts.base import Modality, VLMReads
-from apt.vlm import VLM, position_1d, token_coordinates
+from apt.model.encoders.hub import VLMLoadError, load_config, load_model, load_tokenizer, resolve
+from apt.model.encoders.prompts import PromptTokenizer
+from apt.model.encoders.vision_tower import patchify
+from apt.model.experts.base import Modality, VLMReads
+from apt.model.vlm import VLM, position_1d, token_coordinates
 from data_utils.geometry.letterbox import norm_xy
 from tests.model.helpers import as_two_frames, make_observation, run_hugging_face
 
@@ -156,7 +156,7 @@ def test_a_folder_without_a_model_is_named(tmp_path):
 
 
 def test_a_model_loads_from_a_local_folder(tmp_path):
-    from apt.encoders.tiny import save_tiny_qwen3vl
+    from apt.model.encoders.tiny import save_tiny_qwen3vl
 
     save_tiny_qwen3vl(tmp_path)
     vlm = VLM(str(tmp_path), "frozen", 1, VLMReads((0,)), vision_only=False)

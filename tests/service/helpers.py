@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from apt.checkpoint import save_checkpoint, write_config
-from apt.vla import VLA
+from apt.model.vla import VLA
 from shm_transport import ShmProxy, get_shm_proxy
 from tests.infer.helpers import tiny_policy
 from tests.transport.conftest import Process, running

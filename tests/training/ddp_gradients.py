@@ -7,10 +7,10 @@ import sys
 
 import torch
 
-from apt.diffusion import Diffusion
-from apt.experts.base import TrainingDraws
-from apt.policy_config import VLAConfig
-from apt.vla import VLA, robot_state
+from apt.model.config import VLAConfig
+from apt.model.experts.base import TrainingDraws
+from apt.model.objectives.diffusion import Diffusion
+from apt.model.vla import VLA, robot_state
 from data_utils.types import Batch
 from tests.model.helpers import make_batch
 from train_utils.backend import DDPBackend

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from apt.encoders.hub import load_config, resolve
+from apt.model.encoders.hub import load_config, resolve
 
 
 def deep_vlm(folder: Path, layers: int) -> Path:

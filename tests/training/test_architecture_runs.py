@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from apt.checkpoint import load_checkpoint
-from apt.experts.registry import ARCHITECTURES
 from apt.infer.planner import TrajPlanner
+from apt.model.experts.registry import ARCHITECTURES
 from benchmarks import architectures
 from data_utils.datasets import PickPlaceCan
 from scripts import test_ckpt as offline_check

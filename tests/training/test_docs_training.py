@@ -16,8 +16,8 @@ import pytest
 
 from apt.checkpoint import find_checkpoint, load_checkpoint, read_config
 from apt.configs import CONFIGS
-from apt.encoders.hub import resolve
-from apt.pretrained import Origin
+from apt.model.encoders.hub import resolve
+from apt.model.pretrained import Origin
 from benchmarks.qwen_sizes import qwen3_vl_2b_folder
 from tests.data.test_image_text import write_pairs
 from tests.training.helpers import REPOSITORY

@@ -16,10 +16,10 @@ import torch
 
 from apt.checkpoint import load_checkpoint
 from apt.configs import CONFIGS, ConfigError
-from apt.experts.registry import ARCHITECTURES
-from apt.policy_config import VLAConfig
-from apt.vla import VLA
-from apt.vlm import VLM
+from apt.model.config import VLAConfig
+from apt.model.experts.registry import ARCHITECTURES
+from apt.model.vla import VLA
+from apt.model.vlm import VLM
 from tests.model.helpers import make_batch
 from tests.training.helpers import losses, start_training, train
 from tests.training.test_deepspeed import needs_deepspeed
@@ -179,7 +179,7 @@ def test_a_sample_is_known_by_what_the_vlm_sees_of_it(stage, reads_prompt):
 def test_a_vlm_is_known_by_what_it_computes_not_by_its_name(tmp_path):
     config = VLAConfig(model="tiny", vlm="tiny", vlm_layer_stride=1, num_future=8, train_stage=0)
     vlm = VLA(config).vlm
-    from apt.encoders.hub import resolve
+    from apt.model.encoders.hub import resolve
 
     moved = shutil.copytree(resolve("tiny"), tmp_path / "moved")
     same = [VLA(config).vlm, VLA(dataclasses.replace(config, vlm=str(moved))).vlm]

@@ -9,12 +9,12 @@ import shutil
 import pytest
 import torch
 
-from apt import language_loss
 from apt.checkpoint import load_checkpoint
 from apt.configs import ConfigError, TrainConfig
-from apt.encoders.hub import load_config, load_model, resolve
-from apt.policy_config import VLAConfig
-from apt.vla import VLA
+from apt.model import language_loss
+from apt.model.config import VLAConfig
+from apt.model.encoders.hub import load_config, load_model, resolve
+from apt.model.vla import VLA
 from data_utils.batches.image_text import ImageTextPairs
 from data_utils.types import Batch
 from tests.data.test_image_text import batches as pair_batches

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from apt.action_expert import ActionExpert
-from apt.policy_config import ExpertConfig
+from apt.model.experts.apt import ActionExpert
+from apt.model.experts.config import ExpertConfig
 from tests.training.helpers import train
 from train_utils.pictures import gate_picture, gate_table
 

@@ -11,7 +11,7 @@ import torch
 
 from apt.checkpoint import load_checkpoint
 from apt.configs import CONFIGS
-from apt.vla import VLA
+from apt.model.vla import VLA
 from data_utils.errors import DataError
 from tests.model.helpers import make_batch
 from tests.training.helpers import REPOSITORY, flags, train

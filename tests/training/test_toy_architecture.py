@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from apt.checkpoint import load_checkpoint
-from apt.experts.registry import ARCHITECTURES
 from apt.infer.planner import TrajPlanner
-from apt.pretrained import Origin
+from apt.model.experts.registry import ARCHITECTURES
+from apt.model.pretrained import Origin
 from data_utils.datasets import PickPlaceCan
 from tests.infer.helpers import frame_at
 from tests.model import test_architectures as conformance
@@ -32,7 +32,7 @@ def registered(monkeypatch) -> None:
 def test_the_documents_file_is_the_one_that_is_tested():
     code = re.findall(r"```python\n(.*?)```", DOC.read_text(encoding="utf-8"), re.S)
     assert code[0] == (REPOSITORY / "tests/model/toy_expert.py").read_text(encoding="utf-8")
-    assert code[1].strip() == '"toy": "apt.experts.toy:ToyExpert",'
+    assert code[1].strip() == '"toy": "apt.model.experts.toy:ToyExpert",'
 
 
 def test_it_trains_saves_expands_resumes_and_plans(tmp_path, located):

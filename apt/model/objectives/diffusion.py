@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from diffusers import DDIMScheduler
 
-from apt.objective import Objective, Schedule
+from apt.model.objectives.base import Objective, Schedule
 
 
 class Diffusion(Objective):

@@ -5,24 +5,13 @@ Command lines read these long before (and often without) a model.
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 
-from apt.encoders.hub import load_config
-from apt.experts.registry import check_architecture
+from apt.model.encoders.hub import VLM_MODES, load_config
+from apt.model.experts.config import ExpertConfig, VLMAttention
+from apt.model.experts.registry import check_architecture
 
 SIZES = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}  # name -> (width h, heads)
-VLM_MODES = ("frozen", "lora", "full")
-ATTENTION_BACKENDS = ("sdpa", "xformers")
-OBJECTIVES = ("ddim", "flow")
-
-
-def check_attention_backend(backend: str) -> None:
-    """Raise ``ValueError`` for an unknown back-end and ``ImportError`` for one that is not installed."""
-    if backend not in ATTENTION_BACKENDS:
-        raise ValueError(f"unknown attention back-end {backend!r}; choose from {', '.join(ATTENTION_BACKENDS)}")
-    if backend == "xformers" and importlib.util.find_spec("xformers") is None:
-        raise ImportError('attention back-end "xformers" is not installed; pip install xformers, or use "sdpa"')
 
 
 def feature_layers(num_decoder_layers: int, stride: int) -> tuple[int, ...]:
@@ -33,59 +22,13 @@ def feature_layers(num_decoder_layers: int, stride: int) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class VLMAttention:
-    """Shape of a VLM's own attention, for an expert that joins it."""
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-    rope_theta: float
-
-
-@dataclass(frozen=True)
-class ExpertConfig:
-    """Sizes of an expert. ``train_stage`` is 0 for the VA prior (paper's Stage 1) and 1 for the VLA (Stage 2)."""
-
-    width: int
-    heads: int
-    num_layers: int  # N, depth of Stage 2 and number of VLM features
-    input_dim: int  # C, width of the VLM
-    train_stage: int = 1
-    num_history: int = 1
-    num_future: int = 32
-    train_timesteps: int = 100
-    inference_timesteps: int | None = None  # None: as usual for the objective and the architecture
-    action_step_embedding: bool = False
-    attention_backend: str = "sdpa"
-    objective: str = "ddim"
-    vlm_attention: VLMAttention | None = None
-
-    def __post_init__(self) -> None:
-        if self.train_stage not in (0, 1):
-            raise ValueError(f"train_stage is {self.train_stage}; wanted 0 (VA prior) or 1 (VLA)")
-        if self.num_layers < 2 or self.num_layers % 2:
-            raise ValueError(
-                f"the expert's depth is {self.num_layers}; it must be even and at least 2, since Stage 2 pairs a "
-                "language layer with each VA layer. Choose another VLM layer stride."
-            )
-        if self.width % self.heads or (self.width // self.heads) % 8:
-            raise ValueError(
-                f"width {self.width} over {self.heads} heads: a head's width must be a whole multiple of 8, half "
-                "of it for poses in blocks of 4"
-            )
-        check_attention_backend(self.attention_backend)
-        if self.objective not in OBJECTIVES:
-            raise ValueError(f"unknown objective {self.objective!r}; choose from {', '.join(OBJECTIVES)}")
-
-
-@dataclass(frozen=True)
 class VLAConfig:
     """What a policy is made of. Checked when constructed; nothing is loaded."""
 
     model: str = "base"
     """Size of the expert: tiny, small or base."""
     arch: str = "apt"
-    """Architecture of the expert (apt/experts/registry.py)."""
+    """Architecture of the expert (apt/model/experts/registry.py)."""
     objective: str = "ddim"
     """ddim (noise prediction) or flow (flow matching)."""
     vlm: str = "Qwen/Qwen3-VL-2B-Instruct"

@@ -7,8 +7,9 @@ import re
 import torch
 from torch import nn
 
-from apt.encoders.vision_tower import VisionTower
-from apt.policy_config import VLM_MODES
+from apt.model.encoders.hub import VLM_MODES
+from apt.model.encoders.vision_tower import VisionTower
+from apt.model.layers.positions import rotate
 
 LORA_RANK = 16
 LORA_ALPHA = 16
@@ -146,9 +147,3 @@ def _keys_values(layer: nn.Module, x: torch.Tensor, cos: torch.Tensor, sin: torc
     attention, normed = layer.self_attn, layer.input_layernorm(x)
     keys = attention.k_norm(attention.k_proj(normed).unflatten(-1, (-1, attention.head_dim)))
     return torch.cat([rotate(keys, cos.unsqueeze(2), sin.unsqueeze(2)).flatten(-2), attention.v_proj(normed)], dim=-1)
-
-
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Qwen's rotary position embedding: ``x`` (B, L, heads, d), its halves turned; ``cos``, ``sin`` (B, L, 1, d)."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin

@@ -131,18 +131,3 @@ class Objective(ABC):
         for index, coefficients in enumerate(schedule.coefficients):
             x, clean = solver_step(x, predict(x, index).to(x.dtype), clean, coefficients, guide)
         return x
-
-
-def make_objective(
-    name: str, train_timesteps: int = 100, inference_timesteps: int | None = None, flow_steps: int = 10
-) -> Objective:
-    """An objective by its name in ``apt.policy_config.OBJECTIVES``.
-
-    Args:
-        inference_timesteps: None: the usual number, 20 for ``ddim`` and ``flow_steps`` for ``flow``.
-    """
-    from apt.diffusion import Diffusion
-    from apt.flow import FlowMatching
-
-    kind, usual = {"ddim": (Diffusion, 20), "flow": (FlowMatching, flow_steps)}[name]
-    return kind(train_timesteps, usual if inference_timesteps is None else inference_timesteps)

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from apt.layers.norms import RMSNorm
-from apt.layers.positions import PoseEncoding, RotaryEncoding
+from apt.model.layers.norms import RMSNorm
+from apt.model.layers.positions import PoseEncoding, RotaryEncoding
 
 
 @dataclass
@@ -40,7 +40,7 @@ def attention(
     Args:
         q: (B, Lq, heads, d); k, v: (B, Lk, heads, d).
         mask: None = everything may be attended to.
-        backend: one of ``apt.policy_config.ATTENTION_BACKENDS``.
+        backend: one of ``apt.model.experts.config.ATTENTION_BACKENDS``.
     Returns:
         (B, Lq, heads, d)
     """

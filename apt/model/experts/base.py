@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-from apt.action_transform import ACTION_DIM, GRIPPER, ROTATION, STATE_DIM, TRANSLATION
-from apt.layers.rotations import make_transform, rotation_from_quaternion
-from apt.objective import Objective
+from apt.model.action_transform import ACTION_DIM, GRIPPER, ROTATION, STATE_DIM, TRANSLATION
+from apt.model.layers.rotations import make_transform, rotation_from_quaternion
+from apt.model.objectives.base import Objective
 
 
 class Modality:
@@ -167,7 +167,7 @@ def action_loss(error: torch.Tensor, valid_ee: torch.Tensor, gripper_mask: torch
     """Weighted mean error, each part a mean pooled over all valid arms of the batch.
 
     Args:
-        error: (B, Nee, Ta, 10), of each number, see :meth:`apt.objective.Objective.error`.
+        error: (B, Nee, Ta, 10), of each number, see :meth:`apt.model.objectives.base.Objective.error`.
         valid_ee: (B, Nee) bool.
         gripper_mask: (B, Nee) bool, arms whose gripper counts; None: all valid ones.
     """

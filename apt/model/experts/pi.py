@@ -14,14 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from apt.encoders.qwen3vl import rotate
-from apt.experts.base import RobotState, VLMFeatures, VLMReads
-from apt.experts.context import KeysValues, KeysValuesBuffer, VLContext
-from apt.experts.expert import Expert
-from apt.layers.attention import AttentionMask, attention
-from apt.layers.mlp import GatedMLP
-from apt.layers.norms import ModulatedRMSNorm, RMSNorm
-from apt.policy_config import ExpertConfig, VLMAttention
+from apt.model.experts.base import RobotState, VLMFeatures, VLMReads
+from apt.model.experts.config import ExpertConfig, VLMAttention
+from apt.model.experts.context import KeysValues, KeysValuesBuffer, VLContext
+from apt.model.experts.expert import Expert
+from apt.model.layers.attention import AttentionMask, attention
+from apt.model.layers.mlp import GatedMLP
+from apt.model.layers.norms import ModulatedRMSNorm, RMSNorm
+from apt.model.layers.positions import rotate
 
 
 @dataclass

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from apt.experts.base import RobotState, VLMFeatures, VLMReads
-from apt.experts.context import KeysValues, VLContext
-from apt.experts.expert import Expert
-from apt.layers.attention import AttentionMask, SelfAttention, attention
-from apt.layers.mlp import GatedMLP
-from apt.layers.norms import ModulatedRMSNorm, RMSNorm
-from apt.layers.positions import RotaryEncoding
-from apt.policy_config import ExpertConfig
+from apt.model.experts.base import RobotState, VLMFeatures, VLMReads
+from apt.model.experts.config import ExpertConfig
+from apt.model.experts.context import KeysValues, VLContext
+from apt.model.experts.expert import Expert
+from apt.model.layers.attention import AttentionMask, SelfAttention, attention
+from apt.model.layers.mlp import GatedMLP
+from apt.model.layers.norms import ModulatedRMSNorm, RMSNorm
+from apt.model.layers.positions import RotaryEncoding
 
 
 @dataclass

@@ -7,11 +7,11 @@ import contextlib
 import torch
 from torch import nn
 
-from apt.encoders import hub, qwen3vl
-from apt.encoders.prompts import PromptTokenizer
-from apt.experts.base import Modality, VLMFeatures, VLMReads
-from apt.language_loss import LanguageLoss, next_token_loss
-from apt.policy_config import feature_layers
+from apt.model.config import feature_layers
+from apt.model.encoders import hub, qwen3vl
+from apt.model.encoders.prompts import PromptTokenizer
+from apt.model.experts.base import Modality, VLMFeatures, VLMReads
+from apt.model.language_loss import LanguageLoss, next_token_loss
 from data_utils.types import Batch, ImageTextBatch, Observation
 
 
@@ -66,7 +66,7 @@ class VLM(nn.Module):
         reads: what the expert reads; layers behind the last of it are not run.
         vision_only: give the expert vision tokens alone (paper's Stage 1).
         frozen_dtype, trained_dtype: of parameters that do not train and that do.
-        random_weights: see :func:`apt.encoders.hub.load_model`.
+        random_weights: see :func:`apt.model.encoders.hub.load_model`.
         language_modelling: what trains includes all that :meth:`features_and_language_loss` runs.
     """
 

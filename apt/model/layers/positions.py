@@ -85,3 +85,9 @@ class PoseEncoding:
     def decode(self, out: torch.Tensor) -> torch.Tensor:
         """Attention output (B, L, heads, d)."""
         return self._apply(out, self.token_from_world.transpose(-1, -2))
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Qwen's rotary position embedding: ``x`` (B, L, heads, d), its halves turned; ``cos``, ``sin`` (B, L, 1, d)."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from apt.layers.rotations import invert_transform, make_transform, rotation_from_6d, rotation_to_6d
+from apt.model.layers.rotations import invert_transform, make_transform, rotation_from_6d, rotation_to_6d
 
 STATE_DIM = 17
 ACTION_DIM = 10

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from apt.experts.base import RobotState
-from apt.layers.attention import AttentionMask
-from apt.layers.positions import PoseEncoding, RotaryEncoding
+from apt.model.experts.base import RobotState
+from apt.model.layers.attention import AttentionMask
+from apt.model.layers.positions import PoseEncoding, RotaryEncoding
 
 Encoding = RotaryEncoding | PoseEncoding
 
@@ -109,7 +109,7 @@ class SamplingRun:
     """A schedule and everything that follows from it and the weights alone; made once, on the device."""
 
     modulations: torch.Tensor  # (steps, blocks, 1, 4, h), see ``Expert.modulations``
-    coefficients: torch.Tensor  # (steps, 5), see ``apt.objective.Schedule``
+    coefficients: torch.Tensor  # (steps, 5), see ``apt.model.objectives.base.Schedule``
 
     def __len__(self) -> int:
         return len(self.coefficients)

@@ -16,8 +16,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from apt.action_transform import ACTION_DIM, TRANSLATION, action_to_state, state_to_action
-from apt.experts.base import (
+from apt.model.action_transform import ACTION_DIM, TRANSLATION, action_to_state, state_to_action
+from apt.model.experts.base import (
     ExpertLoss,
     RobotState,
     TrainingDraws,
@@ -28,13 +28,14 @@ from apt.experts.base import (
     recentring_transform,
     transform_states,
 )
-from apt.experts.context import Context, Prefix, SamplingRun, VLContext, repeat_robot
-from apt.layers.mlp import MLP
-from apt.layers.norms import RMSNorm
-from apt.layers.positions import sinusoidal_embedding
-from apt.layers.rotations import invert_transform
-from apt.objective import Guide, make_objective, solver_step
-from apt.policy_config import ExpertConfig
+from apt.model.experts.config import ExpertConfig
+from apt.model.experts.context import Context, Prefix, SamplingRun, VLContext, repeat_robot
+from apt.model.layers.mlp import MLP
+from apt.model.layers.norms import RMSNorm
+from apt.model.layers.positions import sinusoidal_embedding
+from apt.model.layers.rotations import invert_transform
+from apt.model.objectives.base import Guide, solver_step
+from apt.model.objectives.registry import make_objective
 
 MAX_ARMS = 4
 
@@ -127,7 +128,7 @@ class Expert(nn.Module, ABC):
         noise_samples: int = 1,
         generator: torch.Generator | None = None,
     ) -> TrainingDraws:
-        """Random numbers of a training pass; see :meth:`apt.experts.base.TrainingDraws.draw`."""
+        """Random numbers of a training pass; see :meth:`apt.model.experts.base.TrainingDraws.draw`."""
         return TrainingDraws.draw(robot, self.config.num_future, self.objective, pose_noise, noise_samples, generator)
 
     def forward(
@@ -206,7 +207,7 @@ class Expert(nn.Module, ABC):
         coefficients: torch.Tensor,
         guide: Guide | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The network and one :func:`apt.objective.solver_step`."""
+        """The network and one :func:`apt.model.objectives.base.solver_step`."""
         return solver_step(x, self.denoise(context, x, modulations), previous, coefficients, guide)
 
     @staticmethod

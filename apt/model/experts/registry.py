@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from apt.experts.expert import Expert
+    from apt.model.experts.expert import Expert
 
 #: name -> ``module:class``; a module is imported where its architecture is used
 ARCHITECTURES = {
-    "apt": "apt.action_expert:ActionExpert",
-    "pi": "apt.experts.pi:PiExpert",
-    "gr00t": "apt.experts.gr00t:GR00TExpert",
-    "token_insertion": "apt.experts.token_insertion:TokenInsertionExpert",
+    "apt": "apt.model.experts.apt:ActionExpert",
+    "pi": "apt.model.experts.pi:PiExpert",
+    "gr00t": "apt.model.experts.gr00t:GR00TExpert",
+    "token_insertion": "apt.model.experts.token_insertion:TokenInsertionExpert",
 }
 
 
@@ -26,5 +26,4 @@ def check_architecture(name: str) -> None:
 def get_architecture(name: str) -> type[Expert]:
     """The class of an architecture. Raises ``ValueError`` for an unknown name."""
     check_architecture(name)
-    module, _, attribute = ARCHITECTURES[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    return pkgutil.resolve_name(ARCHITECTURES[name])

@@ -7,14 +7,14 @@ import dataclasses
 import torch
 from torch import nn
 
-from apt.action_transform import ACTION_DIM
-from apt.experts.base import ExpertLoss, RobotState, VLMFeatures
-from apt.experts.registry import get_architecture
-from apt.language_loss import LanguageLoss
-from apt.policy_config import VLAConfig
-from apt.pretrained import CheckpointMismatch, LoadReport, Origin, plan_load
-from apt.state_dict_adapter import vlm_from_released, vlm_to_released
-from apt.vlm import VLM
+from apt.model.action_transform import ACTION_DIM
+from apt.model.config import VLAConfig
+from apt.model.experts.base import ExpertLoss, RobotState, VLMFeatures
+from apt.model.experts.registry import get_architecture
+from apt.model.language_loss import LanguageLoss
+from apt.model.pretrained import CheckpointMismatch, LoadReport, Origin, plan_load
+from apt.model.state_dict_adapter import vlm_from_released, vlm_to_released
+from apt.model.vlm import VLM
 from data_utils.types import Batch, Observation
 
 
@@ -102,7 +102,7 @@ class VLA(nn.Module):
 
         Args:
             noise: (B, Nee, Ta, 10) to denoise from; None: drawn from ``generator``.
-            steps, sampler: see :meth:`apt.objective.Objective.schedule`.
+            steps, sampler: see :meth:`apt.model.objectives.base.Objective.schedule`.
         """
         robot = robot_state(observation)
         if noise is None:

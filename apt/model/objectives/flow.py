@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from apt.objective import Objective, Schedule
+from apt.model.objectives.base import Objective, Schedule
 
 BETA_EXPONENT = 1.5
 LATEST_TIME = 0.999

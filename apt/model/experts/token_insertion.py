@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from apt.action_expert import ActionExpert
-from apt.experts.base import VLMFeatures, VLMReads
+from apt.model.experts.apt import ActionExpert
+from apt.model.experts.base import VLMFeatures, VLMReads
 
 
 class TokenInsertionExpert(ActionExpert):

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from apt.encoders.tiny import TINY_NAME, tiny_qwen3vl_folder
+from apt.model.encoders.tiny import TINY_NAME, tiny_qwen3vl_folder
 
 
 class VLMLoadError(ValueError):
@@ -80,3 +80,6 @@ def load_model(name: str, dtype: torch.dtype, random_weights: bool = False) -> n
     return _load(
         Qwen3VLForConditionalGeneration.from_pretrained, name, "weights", dtype=dtype, attn_implementation="sdpa"
     )
+
+
+VLM_MODES = ("frozen", "lora", "full")

@@ -40,7 +40,7 @@ def _rename(name: str, to_released: bool) -> str:
 
 
 def expert_from_released(released: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """State dict of :class:`apt.action_expert.ActionExpert` from a checkpoint's ``weights``."""
+    """State dict of :class:`apt.model.experts.apt.ActionExpert` from a checkpoint's ``weights``."""
     ours = {}
     for name, tensor in released.items():
         if name == _RELEASED_GATE:

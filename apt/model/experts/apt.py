@@ -7,16 +7,16 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from apt.experts.base import Modality, RobotState, VLMFeatures, VLMReads
-from apt.experts.context import Encoding, JointContext, KeysValues
-from apt.experts.expert import Expert
-from apt.layers.attention import AttentionMask, SelfAttention
-from apt.layers.mlp import GatedMLP
-from apt.layers.norms import ModulatedRMSNorm, RMSNorm
-from apt.layers.positions import PoseEncoding, RotaryEncoding
-from apt.layers.rotations import invert_transform
-from apt.policy_config import ExpertConfig
-from apt.state_dict_adapter import expand_va, expert_from_released, expert_to_released
+from apt.model.experts.base import Modality, RobotState, VLMFeatures, VLMReads
+from apt.model.experts.config import ExpertConfig
+from apt.model.experts.context import Encoding, JointContext, KeysValues
+from apt.model.experts.expert import Expert
+from apt.model.layers.attention import AttentionMask, SelfAttention
+from apt.model.layers.mlp import GatedMLP
+from apt.model.layers.norms import ModulatedRMSNorm, RMSNorm
+from apt.model.layers.positions import PoseEncoding, RotaryEncoding
+from apt.model.layers.rotations import invert_transform
+from apt.model.state_dict_adapter import expand_va, expert_from_released, expert_to_released
 
 
 class ExpertBlock(nn.Module):

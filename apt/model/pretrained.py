@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from apt.state_dict_adapter import checkpoint_stage
+from apt.model.state_dict_adapter import checkpoint_stage
 
 if TYPE_CHECKING:
-    from apt.experts.expert import Expert
+    from apt.model.experts.expert import Expert
 
 
 class CheckpointMismatch(ValueError):

@@ -1,1 +1,0 @@
-"""Loading vision-language models and feeding them."""

@@ -1,0 +1,4 @@
+"""What are experts and encoders built of?
+
+Imports torch alone.
+"""
