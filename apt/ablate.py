@@ -26,12 +26,13 @@ from apt.ablation.presets import Sizes, sizes_for
 from apt.ablation.report import build_report, markdown, write_tables
 from apt.ablation.runner import REPOSITORY, Pace, Runner
 from apt.ablation.study import KINDS, Recording, Step, Study, StudyError, gpus_of_jobs
-from apt.cli import CommandLineError, parse_train_config
-from apt.configs import CONFIGS, ConfigError, TrainConfig
+from apt.configs import CONFIGS, TrainConfig
+from apt.training.cli import CommandLineError, parse_train_config
+from apt.training.flags import check_gpus
 from data_utils.data_loc import LOCATION_VARIABLE
 from data_utils.datasets import get_dataset_class
+from train_utils.errors import ConfigError
 from train_utils.failures import FAILED, MISTAKE
-from train_utils.launch import check_gpus
 from train_utils.metrics import format_duration
 from train_utils.resume_command import with_environment
 

@@ -15,12 +15,10 @@ Wherever a ``.pt`` is read, an exported folder (``apt/hub_folder.py``) may be gi
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import os
 import pickle
 import re
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -29,6 +27,7 @@ import torch
 
 from apt.hub_folder import FolderError, is_exported, read_folder, read_folder_config, write_folder
 from data_utils.files import atomic_write
+from train_utils.saving import save_checkpoint
 
 LATEST = "ckpt_latest.pt"
 BEST = "ckpt_best.pt"
@@ -37,64 +36,6 @@ _CONFIG_NAME = re.compile(r"\d{12}\.json")
 
 class CheckpointError(ValueError):
     """A checkpoint or its configuration that cannot be read; the message names the file and what to do."""
-
-
-class DiskFullError(OSError):
-    """No room for a file; the message says how much it takes."""
-
-    def __str__(self) -> str:
-        return self.strerror
-
-
-def save_checkpoint(content: dict, path: Path) -> None:
-    """Write ``content`` atomically; it must hold tensors, numbers, strings and containers of them alone.
-
-    Raises:
-        DiskFullError: it does not fit on the disk; what was there before is as it was.
-    """
-
-    def write(temporary: Path) -> None:
-        with open(temporary, "wb") as file:
-            torch.save(content, file)
-
-    needed, free = content_bytes(content), shutil.disk_usage(path.parent).free
-    kept = f"{path} is kept as it was" if path.exists() else "nothing was written"
-    full = DiskFullError(
-        errno.ENOSPC,
-        f"the disk is full: {path.name} needs {format_bytes(needed)} and {format_bytes(free)} are free in "
-        f"{path.parent}; {kept}; make room, then resume the run",
-    )
-    if needed > free:
-        raise full
-    try:
-        atomic_write(path, write)
-    except (OSError, RuntimeError) as error:
-        if _says_disk_full(error):
-            raise full from error
-        raise
-
-
-def _says_disk_full(error: BaseException | None) -> bool:
-    """torch wraps what the file says."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return True
-        error = error.__context__
-    return False
-
-
-def content_bytes(content: object) -> int:
-    """Bytes that the tensors in a checkpoint's content take in a file."""
-    if isinstance(content, torch.Tensor):
-        return content.numel() * content.element_size()
-    if isinstance(content, dict):
-        return sum(map(content_bytes, content.values()))
-    return sum(map(content_bytes, content)) if isinstance(content, (list, tuple)) else 0
-
-
-def format_bytes(size: float) -> str:
-    """``1.2 GiB``, ``34.5 MiB``"""
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 def load_checkpoint(path: str | Path) -> dict:

@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from apt.model.config import VLAConfig
+from data_utils.batches.options import LoaderOptions
 from data_utils.batches.samplers import SAMPLE_BY
 from data_utils.config import DataConfig
 from data_utils.datasets import get_dataset_class
 from data_utils.video import READERS
+from train_utils.errors import ConfigError
 
 LIBERO_SUITES = ("LiberoSpatial", "LiberoObject", "LiberoGoal", "Libero10")
 INTERN_A1 = ("InternA1Franka", "InternA1Lift2", "InternA1Genie1", "InternA1SplitAloha")
-
-
-class ConfigError(ValueError):
-    """A configuration that contradicts itself; the message names the field."""
 
 
 @dataclass(frozen=True)
@@ -270,6 +268,21 @@ class TrainConfig:
         if not self.augment:
             changes |= {name: False for name in ("aug_crop", "aug_color", "aug_blur", "aug_background")}
         return [dataclasses.replace(get_dataset_class(name).config, **changes) for name in self.dataset_classes]
+
+    def loader_options(self) -> LoaderOptions:
+        """How batches of this run are put together."""
+        return LoaderOptions(
+            batch_size=self.bs,
+            workers=self.workers,
+            seed=self.seed,
+            weights=self.dataset_weights,
+            multiplex=self.sample_multiplex,
+            sample_by=self.sample_by,
+            timeout=self.dataloader_timeout,
+            pin_memory=self.pin_memory,
+            persistent_workers=self.persistent_workers,
+            prefetch_factor=self.prefetch_factor,
+        )
 
     def to_dict(self) -> dict:
         """JSON-able."""

@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.naive_loader import NaiveDataset
 from data_utils.batches.collate import Collator
 from data_utils.batches.loader import build_loader
+from data_utils.batches.options import LoaderOptions
 from data_utils.config import DataConfig
 from data_utils.h5io import CameraData, EpisodeData, VideoFrames, seal, write_episode
 from data_utils.samples.dataset import H5DatasetMapBase, sample_to_dict
@@ -236,22 +237,9 @@ class Benchmark:
                 print(f"{name:<48}{one:>10.0f}{two:>11.0f}{one / base[0]:>9.1f}")
 
     def _loader_rate(self, kind: str, workers: int, batches: int) -> float:
-        loader, _ = build_loader(
-            [self.dataset(kind)],
-            weights=None,
-            multiplex=max(1, -(-(batches + 8) * BATCH // len(self.paths[kind]))),
-            batch_size=BATCH,
-            workers=workers,
-            rank=0,
-            world_size=1,
-            seed=0,
-            tokenize=constant_tokens,
-            pad_id=0,
-            pin_memory=False,
-            persistent_workers=False,
-            prefetch_factor=2,
-            timeout=60,
-        )
+        multiplex = max(1, -(-(batches + 8) * BATCH // len(self.paths[kind])))
+        options = LoaderOptions(batch_size=BATCH, workers=workers, multiplex=multiplex)
+        loader, _ = build_loader([self.dataset(kind)], options, tokenize=constant_tokens, pad_id=0)
         return wall_rate(loader, batches)
 
 

@@ -57,6 +57,7 @@ def memory(pid: int) -> tuple[float, float]:
 
 def main() -> None:
     from data_utils.batches.loader import build_loader
+    from data_utils.batches.options import LoaderOptions
     from data_utils.datasets import PickPlaceCan
     from data_utils.types import TokenizedPrompt
 
@@ -69,11 +70,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         dataset = PickPlaceCan(make_episodes(Path(folder), options.episodes))
         tokens = TokenizedPrompt(np.arange(160), np.zeros((3, 160), np.int64))
-        loader, _ = build_loader(
-            [dataset], weights=None, multiplex=-(-options.samples // options.episodes), batch_size=BATCH,
-            workers=options.workers, rank=0, world_size=1, seed=0, tokenize=lambda prompt, cameras: tokens, pad_id=0,
-            pin_memory=False, persistent_workers=True, prefetch_factor=2, timeout=300,
-        )  # fmt: skip
+        loading = LoaderOptions(
+            batch_size=BATCH,
+            workers=options.workers,
+            multiplex=-(-options.samples // options.episodes),
+            persistent_workers=True,
+            timeout=300,
+        )
+        loader, _ = build_loader([dataset], loading, tokenize=lambda prompt, cameras: tokens, pad_id=0)
         print(f"{options.episodes} episodes, {options.workers} workers\n")
         print(f"{'samples':>8}  " + "  ".join(f"{f'worker {w} RSS, PSS (MiB)':>26}" for w in range(options.workers)))
         began, every = time.perf_counter(), options.samples // 4

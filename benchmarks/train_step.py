@@ -45,14 +45,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a c
 from apt.model.config import VLAConfig
 from apt.model.experts.base import ExpertLoss
 from apt.model.vla import VLA
+from apt.training.feature_cache import FeatureCache
 from benchmarks.flops import count_flops, matmul_ceiling, seconds_of
 from benchmarks.loader import make_episodes
 from benchmarks.qwen_sizes import SIZES, qwen3_vl_2b_folder
 from data_utils.batches.loader import build_loader
+from data_utils.batches.options import LoaderOptions
 from data_utils.datasets import PickPlaceCan
 from data_utils.types import Batch
 from train_utils.backend import DDPBackend
-from train_utils.feature_cache import FeatureCache
 from train_utils.feature_store import FeatureStore
 from train_utils.optim import build_optimizer
 
@@ -199,11 +200,15 @@ class Bench:
             list(map(str, self._episodes)), config=dataclasses.replace(PickPlaceCan.config, image_hw=size, **changes)
         )
         tokenize = self.model.vlm.prompt_tokenizer(size)
-        loader, _ = build_loader(
-            [dataset], weights=None, multiplex=10000, batch_size=args.bs, workers=args.workers, rank=0, world_size=1,
-            seed=0, tokenize=tokenize, pad_id=tokenize.pad_id, pin_memory=cuda, persistent_workers=False,
-            prefetch_factor=4, timeout=300,
-        )  # fmt: skip
+        options = LoaderOptions(
+            batch_size=args.bs,
+            workers=args.workers,
+            multiplex=10000,
+            pin_memory=cuda,
+            prefetch_factor=4,
+            timeout=300,
+        )
+        loader, _ = build_loader([dataset], options, tokenize=tokenize, pad_id=tokenize.pad_id)
         batches = iter(loader)
         if row.cache is None:
             return None, batches

@@ -1,21 +1,40 @@
-"""Command lines from dataclasses, with complaints of one line."""
+"""Command lines that complain in one line, and bars that suit a terminal as well as a log."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Sequence
 from typing import TypeVar
 
-import tyro
+from tqdm import tqdm
 
 T = TypeVar("T")
 
 
 class CommandLineError(ValueError):
     """A flag that does not exist or whose value does not fit."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises :class:`CommandLineError` where argparse prints its usage and ends the process."""
+
+    def error(self, message: str):
+        raise CommandLineError(f"{message}; --help lists the flags")
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def bar(iterable=None, **options) -> tqdm:
+    """``tqdm``'s bar on stderr, several times a second on a terminal; a log gets a line every half minute."""
+    return tqdm(iterable, **{"mininterval": 0.2 if sys.stderr.isatty() else 30.0, **options})
 
 
 def parse(
@@ -33,6 +52,8 @@ def parse(
     Raises:
         CommandLineError: an unknown flag, a missing one, or a value of the wrong type, in one line.
     """
+    import tyro  # dear to import, and programs without flags of a dataclass share this file
+
     wants_help = any(argument in ("-h", "--help") for argument in argv)
     values = {} if default is None else {"default": default}
     said = io.StringIO()

@@ -112,7 +112,7 @@ class Observation:
 
 @dataclass
 class StoredStreams:
-    """What is on disk of a frozen VLM's answers to a batch (``train_utils/feature_cache.py``)."""
+    """What is on disk of a frozen VLM's answers to a batch (``train_utils/feature_store.py``)."""
 
     streams: torch.Tensor  # (B, T, channels): all of the VLM's streams side by side, undefined where missing
     missing: torch.Tensor  # (M,) int64, samples that are not on disk

@@ -12,14 +12,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone, without an installation
 
-from apt.checkpoint import CheckpointError, format_bytes, load_checkpoint, read_config
-from apt.configs import ConfigError, train_config_from_dict
+from apt.checkpoint import CheckpointError, load_checkpoint, read_config
+from apt.configs import train_config_from_dict
 from apt.model.config import SIZES
 from apt.model.experts.config import ExpertConfig
 from apt.model.experts.expert import MAX_ARMS
 from apt.model.experts.registry import get_architecture
 from apt.model.pretrained import LoadReport, Origin, plan_load
 from apt.model.state_dict_adapter import checkpoint_sizes
+from train_utils.errors import ConfigError
+from train_utils.saving import format_bytes
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,15 +13,14 @@ import secrets
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from apt.configs import TrainConfig
-from apt.model.experts.base import ExpertLoss
 from train_utils.backend import Processes
-from train_utils.deepspeed_settings import check_deepspeed, deepspeed_settings
+from train_utils.deepspeed_settings import ZeroConfig, check_deepspeed, deepspeed_settings
 from train_utils.optimizer_shards import (
     check_partitions,
     discard_pending,
@@ -43,7 +42,7 @@ class DeepSpeedBackend(Processes):
         ConfigError: deepspeed is not installed, or its settings contradict the configuration.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: ZeroConfig) -> None:
         check_deepspeed()
         self._settings = deepspeed_settings(config)
         self._stage = config.ds_zero
@@ -52,7 +51,7 @@ class DeepSpeedBackend(Processes):
 
     # -- training --------------------------------------------------------------------------------------------------
 
-    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[..., ExpertLoss]:
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[..., Any]:
         import deepspeed
 
         named = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -68,7 +67,12 @@ class DeepSpeedBackend(Processes):
         if self._stage == 3:
             for parameter in model.bare_parameters():  # whole from the start of a pass to its end
                 deepspeed.zero.register_external_parameter(root, parameter)
-        return lambda *args, **kwargs: ExpertLoss(**self._engine(*args, **kwargs))
+
+        def forward(*args, **kwargs) -> Any:
+            output = self._engine(*args, **kwargs)
+            return root.kind(**output)
+
+        return forward
 
     def accumulating(self, is_last: bool) -> contextlib.AbstractContextManager:
         self._engine.set_gradient_accumulation_boundary(is_last)
@@ -207,14 +211,19 @@ class DeepSpeedBackend(Processes):
 
 
 class _PlainOutput(nn.Module):
-    """A model whose loss is a plain dict: DeepSpeed finds tensors to hook in tuples and dicts alone."""
+    """A model whose output is a plain dict: DeepSpeed finds tensors to hook in tuples and dicts alone.
+
+    ``kind`` is the class of the last output, which is made of keyword arguments named as its attributes.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, *args, **kwargs) -> dict[str, torch.Tensor]:
-        return vars(self.model(*args, **kwargs))
+        output = self.model(*args, **kwargs)
+        self.kind = type(output)
+        return vars(output)
 
 
 def _initialize(device: torch.device) -> None:

@@ -1,14 +1,15 @@
-"""What DeepSpeed is told: ``apt/ds_config_zero<2|3>.json`` of the ZeRO stage, and the rest from ``TrainConfig``."""
+"""What DeepSpeed is told: ``ds_config_zero<2|3>.json`` beside this file, and the rest from the run's configuration."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 from pathlib import Path
+from typing import Protocol
 
-from apt.configs import ConfigError, TrainConfig
+from train_utils.errors import ConfigError
 
-FILE = str(Path(__file__).resolve().parent.parent / "apt" / "ds_config_zero{}.json")
+FILE = str(Path(__file__).resolve().parent / "ds_config_zero{}.json")
 # The trainer owns these; in the file they would be a second, silent source of the same numbers.
 _OURS = {
     "train_batch_size": "--bs",
@@ -25,6 +26,17 @@ _OURS = {
 }
 
 
+class ZeroConfig(Protocol):
+    """What DeepSpeed is told of a run's configuration."""
+
+    ds_zero: int
+    device: str
+    bs: int
+    gradient_accumulation_steps: int
+    grad_clip: float
+    fp16: bool
+
+
 def check_deepspeed() -> None:
     """Raises ``ConfigError`` where the package is missing."""
     if importlib.util.find_spec("deepspeed") is None:
@@ -34,13 +46,13 @@ def check_deepspeed() -> None:
         )
 
 
-def deepspeed_settings(config: TrainConfig, file: Path | None = None) -> dict:
+def deepspeed_settings(config: ZeroConfig, file: Path | None = None) -> dict:
     """DeepSpeed's configuration for a run.
 
     Args:
         file: read instead of the ZeRO stage's own.
     Raises:
-        ConfigError: the file is not JSON, is for another stage, or sets what ``TrainConfig`` decides.
+        ConfigError: the file is not JSON, is for another stage, or sets what the run's configuration decides.
     """
     file = file or Path(FILE.format(config.ds_zero))
     try:

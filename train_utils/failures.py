@@ -16,8 +16,8 @@ import sys
 import time
 import traceback
 
-from apt.checkpoint import DiskFullError
 from train_utils import resume_command
+from train_utils.errors import DiskFullError, RunFailed
 
 MISTAKE, FAILED, LOST_PEER = 2, 1, 3  # exit codes; 2: something that the user can put right before a run
 TOLD = 128 + signal.SIGTERM  # of a launcher whose processes were told to stop where there was nothing to save
@@ -45,10 +45,6 @@ def stop_with_parent() -> None:
 def told_when_parent_dies() -> None:
     """From now on this process gets SIGTERM when the one that started it is gone."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-class RunFailed(RuntimeError):
-    """A run that cannot go on, through no fault of the code; the message is the whole report."""
 
 
 def fail(error: Exception, mistakes: tuple[type[Exception], ...]) -> int:

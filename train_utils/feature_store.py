@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from apt.configs import ConfigError
+from train_utils.errors import ConfigError
 
 # Address space, not disk: above any limit, so that runs with different limits can share a folder.
 _MAP_SIZE = 2**44

@@ -35,12 +35,11 @@ def build_optimizer(
     return torch.optim.AdamW(used, lr=max_lr, fused=True)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, num_warmup: int) -> float:
-    """Linear warm-up, then constant. ``step`` counts from 0; returns the first group's rate."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, num_warmup: int) -> None:
+    """Linear warm-up, then constant. ``step`` counts from 0."""
     factor = min(1.0, (step + 1) / num_warmup) if num_warmup else 1.0
     for group in optimizer.param_groups:
         group["lr"] = group["max_lr"] * factor
-    return optimizer.param_groups[0]["lr"]
 
 
 def check_moments(state: object, parameter: torch.Tensor, index: int) -> None:

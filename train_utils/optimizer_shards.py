@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from apt.checkpoint import save_checkpoint
 from train_utils.optim import check_moments
+from train_utils.saving import save_checkpoint
 
 
 def shard_path(latest: Path, rank: int) -> Path:

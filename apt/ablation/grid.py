@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from apt.configs import ConfigError, TrainConfig
+from apt.configs import TrainConfig
+from train_utils.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -236,7 +236,7 @@ class Study:
             places = ["--ckpt_dir", str(folder / _CHECKPOINTS), "--log_dir", str(folder / _LOGS)]
             fields = changed_fields(config, CONFIGS[self.preset])
             own = ["--config", self.preset, "--gpus", gpus, *run, *places]
-            return [sys.executable, "-m", "train_utils.launch", "train", *own, *fields]
+            return [sys.executable, "-m", "apt.training.launch", "train", *own, *fields]
 
         def left() -> int:
             return config.max_iterations - trained_iterations(latest)

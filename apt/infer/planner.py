@@ -13,7 +13,6 @@ import cv2
 import numpy as np
 import torch
 
-from apt.configs import ConfigError
 from apt.infer.contract import ObservationContract
 from apt.infer.frame_window import FrameWindow, blank_sample
 from apt.infer.plan import Plan, Timing
@@ -25,6 +24,7 @@ from data_utils.datasets import get_dataset_class
 from data_utils.samples.observation import future_times, robot_from_policy_ee
 from infer_utils.draw_traj import draw_plan
 from infer_utils.trajectory_ensembler import TrajectoryEnsembler
+from train_utils.errors import ConfigError
 
 
 class TrajPlanner:

@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from data_utils.batches.collate import pad_prompts
+from data_utils.batches.options import LoaderOptions
 from data_utils.batches.workers import single_threaded, start_workers, without_traceback
 from data_utils.errors import DataError
 from data_utils.geometry.letterbox import fit
@@ -168,37 +169,28 @@ class EndlessBatches(Sampler[list[int]]):
 
 
 def image_text_batches(
-    pairs: ImageTextPairs,
-    *,
-    batch_size: int,
-    start: int,
-    rank: int,
-    world_size: int,
-    seed: int,
-    workers: int,
-    prefetch_factor: int,
-    pin_memory: bool,
-    timeout: float,
+    pairs: ImageTextPairs, options: LoaderOptions, *, start: int = 0, rank: int = 0, world_size: int = 1
 ) -> Iterator[ImageTextBatch]:
-    """Batches of one rank for ever, the same whatever ``workers`` is.
+    """Batches of one rank for ever, the same whatever ``options.workers`` is.
 
     Args:
+        options: of these, ``weights``, ``multiplex``, ``sample_by`` and ``persistent_workers`` mean nothing here.
         start: how many batches the run has had: a resumed run goes on where it was.
-        workers, prefetch_factor, pin_memory, timeout: as in torch's DataLoader.
+        rank, world_size: this process among all that train.
     Raises:
         DataError: when it comes to an image that cannot be used, or a worker is lost.
     """
     batches = start_workers(
         DataLoader(
             pairs,
-            batch_sampler=EndlessBatches(len(pairs), batch_size, rank, world_size, seed, start),
+            batch_sampler=EndlessBatches(len(pairs), options.batch_size, rank, world_size, options.seed, start),
             collate_fn=pairs.collate,
-            num_workers=workers,
-            prefetch_factor=prefetch_factor if workers else None,
-            pin_memory=pin_memory,
-            timeout=timeout if workers else 0,
+            num_workers=options.workers,
+            prefetch_factor=options.prefetch_factor if options.workers else None,
+            pin_memory=options.pin_memory,
+            timeout=options.timeout if options.workers else 0,
             worker_init_fn=single_threaded,
-            generator=torch.Generator().manual_seed(seed),  # else a number would go from torch's global stream
+            generator=torch.Generator().manual_seed(options.seed),  # else a number would go from torch's global stream
         )
     )
     while True:

@@ -14,11 +14,13 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from data_utils.batches.collate import Collator
 from data_utils.batches.mixture import ENDED, HUNG, Mixture
-from data_utils.batches.samplers import SAMPLE_BY, DistributedMultiplexSampler, DistributedWeightedSampler
+from data_utils.batches.options import LoaderOptions
+from data_utils.batches.samplers import DistributedMultiplexSampler, DistributedWeightedSampler
 from data_utils.batches.workers import single_threaded, start_workers, without_traceback
 from data_utils.errors import DataError
 from data_utils.samples.dataset import H5DatasetMapBase
 from data_utils.types import Batch, TokenizedPrompt
+from data_utils.words import ending
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +146,7 @@ class Loader:
         reports, explained = [], False
         for process in dead:
             number = next((number for pid, number, _ in reading if pid == process.pid), None)
-            report = f"loader worker {process.pid} ended with {_ending(process.exitcode)}"
+            report = f"loader worker {process.pid} {ending(process.exitcode)}"
             if number is None:
                 reports.append(f"{report}, reading nothing")
                 continue
@@ -207,21 +209,12 @@ def batches_per_epoch(samples: int, batch_size: int) -> int:
 
 def build_loader(
     datasets: Sequence[H5DatasetMapBase],
+    options: LoaderOptions,
     *,
-    weights: Sequence[float] | None,
-    multiplex: int,
-    batch_size: int,
-    workers: int,
-    rank: int,
-    world_size: int,
-    seed: int,
     tokenize: Callable[[str, int], TokenizedPrompt],
     pad_id: int,
-    pin_memory: bool,
-    persistent_workers: bool,
-    prefetch_factor: int,
-    timeout: float,
-    sample_by: str = "episode",
+    rank: int = 0,
+    world_size: int = 1,
     train: bool = True,
     num_samples: int | None = None,
     pad_multiple: int = 1,
@@ -230,38 +223,20 @@ def build_loader(
 
     Args:
         datasets: opened datasets; their ``num_obs``, ``num_history``, ``num_future`` and ``image_hw`` must agree.
-        weights: share of each dataset; None: every episode (or frame) ``multiplex`` times per epoch.
-        multiplex: rounds per epoch; with weights, an epoch is ``multiplex`` times all items unless ``num_samples``.
-        batch_size: samples per batch of this rank.
-        workers: processes; 0 loads in this one, which then has no protection against files that crash a library.
-        rank, world_size: this process among all that train.
-        seed: of the order and of everything drawn.
         tokenize: (prompt, number of shown cameras) -> tokens; must be picklable where workers are spawned.
         pad_id: token id on padding.
-        pin_memory, persistent_workers, prefetch_factor: as in torch's DataLoader.
-        timeout: seconds to wait for a batch before a worker counts as hanging; 0: for ever.
-        sample_by: "episode": an epoch goes through episodes, of which a frame is drawn; "frame": through all frames.
+        rank, world_size: this process among all that train.
         train: drop the last, incomplete batch.
-        num_samples: length of a weighted epoch over all ranks.
+        num_samples: length of a weighted epoch over all ranks; None: as the options say.
         pad_multiple: prompt lengths are rounded up to a multiple of this.
     Raises:
         ValueError: no datasets, or datasets that disagree.
         DataError: an epoch shorter than one batch.
     """
     _check(datasets)
-    if sample_by not in SAMPLE_BY:
-        raise ValueError(f"sample_by is {sample_by!r}; wanted one of {', '.join(SAMPLE_BY)}")
-    sizes = [len(dataset) for dataset in datasets]
-    lengths = [dataset.lengths for dataset in datasets] if sample_by == "frame" else None
-    common = {"lengths": lengths, "rank": rank, "world_size": world_size, "seed": seed, "batch_size": batch_size}
-    if weights is None:
-        sampler = DistributedMultiplexSampler(sizes, multiplex, **common)
-    else:
-        items = sum(sizes) if lengths is None else sum(int(frames.sum()) for frames in lengths)
-        length = items * multiplex if num_samples is None else num_samples
-        sampler = DistributedWeightedSampler(sizes, weights, length, **common)
+    sampler = make_sampler(datasets, options, rank, world_size, num_samples)
     if train:
-        batches_per_epoch(len(sampler), batch_size)
+        batches_per_epoch(len(sampler), options.batch_size)
     collate = Collator(
         tokenize,
         pad_id,
@@ -269,34 +244,55 @@ def build_loader(
         num_arms=max(dataset.config.num_arms for dataset in datasets),
         pad_multiple=pad_multiple,
     )
+    workers = options.workers
     loader = Loader(
-        Mixture(datasets, seed, workers),
+        Mixture(datasets, options.seed, workers),
         sampler,
-        timeout,
+        options.timeout,
         {
-            "batch_size": batch_size,
+            "batch_size": options.batch_size,
             "num_workers": workers,
             "collate_fn": collate,
-            "pin_memory": pin_memory,
+            "pin_memory": options.pin_memory,
             "drop_last": train,
             "timeout": POLL_S if workers else 0,
             "worker_init_fn": _start_worker,
-            "persistent_workers": persistent_workers and workers > 0,
-            "prefetch_factor": prefetch_factor if workers else None,
+            "persistent_workers": options.persistent_workers and workers > 0,
+            "prefetch_factor": options.prefetch_factor if workers else None,
             # Its own generator: without one, every epoch would take a number from torch's global stream.
-            "generator": torch.Generator().manual_seed(seed),
+            "generator": torch.Generator().manual_seed(options.seed),
         },
     )
     return loader, sampler
 
 
+def make_sampler(
+    datasets: Sequence[H5DatasetMapBase],
+    options: LoaderOptions,
+    rank: int,
+    world_size: int,
+    num_samples: int | None = None,
+) -> DistributedWeightedSampler | DistributedMultiplexSampler:
+    """The order of samples of one rank; arguments as of :func:`build_loader`."""
+    sizes = [len(dataset) for dataset in datasets]
+    lengths = [dataset.lengths for dataset in datasets] if options.sample_by == "frame" else None
+    common = {
+        "lengths": lengths,
+        "rank": rank,
+        "world_size": world_size,
+        "seed": options.seed,
+        "batch_size": options.batch_size,
+    }
+    if options.weights is None:
+        return DistributedMultiplexSampler(sizes, options.multiplex, **common)
+    items = sum(sizes) if lengths is None else sum(int(frames.sum()) for frames in lengths)
+    length = items * options.multiplex if num_samples is None else num_samples
+    return DistributedWeightedSampler(sizes, list(options.weights), length, **common)
+
+
 def _start_worker(worker: int) -> None:
     single_threaded(worker)
     get_worker_info().dataset.join(worker)
-
-
-def _ending(code: int) -> str:
-    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
 def _check(datasets: Sequence[H5DatasetMapBase]) -> None:

@@ -12,13 +12,15 @@ import json
 import os
 import queue
 import select
-import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from data_utils.cli import cores
+from data_utils.words import ending
 
 # A further process is worth its start, half a second, from so many files on.
 FILES_PER_PROCESS = {"header": 32, "frames": 4, "sampled": 8, "deep": 2}
@@ -86,8 +88,7 @@ class FileChecker:
     """
 
     def __init__(self, workers: int | None = None, timeout: float = 60.0) -> None:
-        cores = len(os.sched_getaffinity(0))
-        self.workers = min(cores, 16) if workers is None else workers
+        self.workers = min(cores(), 16) if workers is None else workers
         if self.workers < 1:
             raise ValueError(f"workers is {workers}; it must be at least 1")
         self.timeout = timeout
@@ -192,7 +193,7 @@ class _Child:
                 self.close()
                 # Somebody may have ended the process; a file that ends it twice is the reason.
                 if attempt == 1:
-                    what = f"reading it{place} crashes the HDF5 library ({_ending(code)}); record it again"
+                    what = f"reading it{place} crashes the HDF5 library: the process {ending(code)}; record it again"
                     return Report(rule="file", message=f"{request.path}: {what}")
                 continue
             answer["cameras"] = tuple(answer["cameras"])
@@ -240,9 +241,3 @@ class _Child:
             self._received += data
         line, self._received = self._received.split(b"\n", 1)
         return json.loads(line)
-
-
-def _ending(code: int) -> str:
-    if code < 0:
-        return signal.Signals(-code).name
-    return f"exit code {code}"

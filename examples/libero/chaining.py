@@ -22,7 +22,7 @@ from typing import Any
 from examples.errors import SimulatorError
 from examples.libero.evaluate import EvaluateConfig, prepare, run_command
 from examples.libero.expert import THEN
-from examples.libero.summary import Cell, percent
+from examples.libero.summary_tables import Cell, percent
 from examples.libero.tasks import LiberoTask, suite_tasks
 from examples.libero.trials import Stage, Trial, doable, others_in_scene, run_trials
 from examples.libero.workers import Episode

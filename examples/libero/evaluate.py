@@ -24,7 +24,8 @@ from examples.errors import SimulatorError
 from examples.headless import select_gl
 from examples.libero import environment
 from examples.libero.benchmarks import find_category
-from examples.libero.policies import PolicyError, PolicySettings, describe_policy, inability, recorded_episodes
+from examples.libero.policies import describe_policy, inability, recorded_episodes
+from examples.libero.policy_settings import PolicyError, PolicySettings
 from examples.libero.results import Row, SuiteResults
 from examples.libero.rollout import WAIT_STEPS
 from examples.libero.tasks import LiberoTask

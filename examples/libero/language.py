@@ -30,7 +30,7 @@ import numpy as np
 
 from examples.errors import SimulatorError
 from examples.libero.evaluate import EvaluateConfig, prepare, run_command
-from examples.libero.summary import Cell, percent
+from examples.libero.summary_tables import Cell, percent
 from examples.libero.tasks import LiberoTask, suite_tasks
 from examples.libero.trials import Stage, Trial, doable, others_in_scene, run_trials
 from examples.libero.workers import Episode

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_utils.geometry.resample import interpolate_poses, interpolate_values
-from examples.libero.policies import PolicyError, PolicySettings
+from examples.libero.policy_settings import PolicyError, PolicySettings
 from examples.libero.rollout import EpisodeKey, Plan, Policy
 from shm_transport import get_shm_proxy
 

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from examples.libero.summary import MEAN, Table
+from examples.libero.summary_tables import MEAN, Table
 
 COLORS = ("#3b6fb6", "#e08a3c", "#4d9d6a", "#b6547a", "#7a68b3", "#8a8f98", "#c2a83e", "#4aa6b5")
 INK, FAINT = "#22262c", "#d9dce1"

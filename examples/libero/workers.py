@@ -18,7 +18,8 @@ from tqdm import tqdm
 from data_utils.worker_process import WorkerDied, WorkerProcess
 from examples.errors import SceneError, SimulatorError
 from examples.libero import environment
-from examples.libero.policies import PolicyError, PolicySettings, make_policy
+from examples.libero.policies import make_policy
+from examples.libero.policy_settings import PolicyError, PolicySettings
 from examples.libero.rollout import EpisodeKey, EpisodeResult, Plan, Policy, run_episode
 from examples.libero.tasks import LiberoTask
 from shm_transport import RemoteError, SessionLost, TransportError

@@ -9,9 +9,10 @@ import pytest
 
 from apt.ablation.grid import GRIDS, STAGE_1_ONLY, Grid, Row, expand, files_digest, learned_fields, select_rows
 from apt.ablation.study import changed_fields
-from apt.cli import parse_train_config
-from apt.configs import CONFIGS, ConfigError, TrainConfig
+from apt.configs import CONFIGS, TrainConfig
+from apt.training.cli import parse_train_config
 from tests.ablation.helpers import ITERATIONS, make_study
+from train_utils.errors import ConfigError
 
 
 def cells_of(grid: str, **fields):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from data_utils.batches import samplers
 from data_utils.batches.loader import build_loader
+from data_utils.batches.options import LoaderOptions
 from data_utils.batches.samplers import DistributedMultiplexSampler, DistributedWeightedSampler, SampleKey
 from data_utils.samples.dataset import H5DatasetMapBase
 from data_utils.types import Batch
@@ -166,11 +167,11 @@ def datasets(tmp_path_factory):
 
 
 def loader_of(datasets, workers, **changes):
+    own = {name: changes.pop(name) for name in ("rank", "world_size", "train", "num_samples") if name in changes}
     options = dict(
-        weights=[1, 1], multiplex=4, batch_size=4, workers=workers, rank=0, world_size=1, seed=5, tokenize=tokenize,
-        pad_id=0, pin_memory=False, persistent_workers=True, prefetch_factor=2, timeout=60,
+        batch_size=4, workers=workers, seed=5, weights=(1, 1), multiplex=4, persistent_workers=True, **changes
     )  # fmt: skip
-    return build_loader(datasets, **{**options, **changes})
+    return build_loader(datasets, LoaderOptions(**options), tokenize=tokenize, pad_id=0, **own)
 
 
 def fingerprint(batches):

@@ -17,6 +17,7 @@ from data_utils.checks import checker
 from data_utils.checks.checker import FileChecker, Request, check_files
 from data_utils.data_loc import Location
 from data_utils.errors import DataError
+from data_utils.index import __main__ as index_command
 from data_utils.index import episode_index as index
 from data_utils.index.episode_index import EpisodeIndex
 from data_utils.index.episode_list import list_episodes
@@ -170,9 +171,9 @@ def test_the_command_counts_faults_by_rule(folder, capsys):
     (folder / "a" / "0.h5").write_bytes(b"damage")
     with h5py.File(folder / "a" / "1.h5", "r+") as file:
         file["gripper"][...] = 3.0
-    assert index.main([str(folder)]) == 0
+    assert index_command.main([str(folder)]) == 0
     assert "2 cannot be used; " in (out := capsys.readouterr().out) and "file: 1" in out and "checksum: 1" in out
-    assert index.main([str(folder / "nowhere")]) == 2
+    assert index_command.main([str(folder / "nowhere")]) == 2
     assert capsys.readouterr().err.startswith("error: ")
 
 
@@ -260,7 +261,8 @@ def test_checking_frames_finds_the_camera_that_is_damaged(tmp_path, template):
 
 
 def test_checking_processes_need_no_torch_and_end_with_their_parent(template):
-    code = "import sys, data_utils.index, data_utils.checker, data_utils.h5io; print('torch' in sys.modules)"
+    modules = "data_utils.index.__main__, data_utils.checks.examine, data_utils.h5io"
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr
     child = subprocess.Popen(

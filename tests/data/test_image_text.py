@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from apt.model.encoders.hub import load_model, load_tokenizer
 from apt.model.encoders.prompts import PromptTokenizer
 from data_utils.batches.image_text import EndlessBatches, ImageTextPairs, image_text_batches
+from data_utils.batches.options import LoaderOptions
 from data_utils.errors import DataError
 
 HW = (64, 64)
@@ -49,11 +50,8 @@ def write_pairs(folder: Path, count: int = 6) -> Path:
 
 
 def batches(pairs: ImageTextPairs, **changes):
-    options = {
-        "batch_size": 2, "start": 0, "rank": 0, "world_size": 1, "seed": 0, "workers": 0, "prefetch_factor": 2,
-        "pin_memory": False, "timeout": 60, **changes,
-    }  # fmt: skip
-    return image_text_batches(pairs, **options)
+    place = {name: changes.pop(name) for name in ("start", "rank", "world_size") if name in changes}
+    return image_text_batches(pairs, LoaderOptions(**{"batch_size": 2, **changes}), **place)
 
 
 def test_a_pair_is_a_turn_of_the_chat_template_whose_targets_are_the_answer_and_the_end_of_the_turn(

@@ -11,6 +11,7 @@ import pytest
 from data_utils.batches import loader as loader_module
 from data_utils.batches.loader import MAX_RESTARTS, build_loader
 from data_utils.batches.mixture import Mixture
+from data_utils.batches.options import LoaderOptions
 from data_utils.batches.samplers import SampleKey
 from data_utils.errors import DataError
 from data_utils.samples.dataset import H5DatasetMapBase
@@ -41,11 +42,9 @@ def folder_of(path, *names):
 
 
 def loader_of(datasets, workers=2, timeout=60.0, **changes):
-    options = dict(
-        weights=None, multiplex=10, batch_size=2, workers=workers, rank=0, world_size=1, seed=5, tokenize=tokenize,
-        pad_id=0, pin_memory=False, persistent_workers=True, prefetch_factor=2, timeout=timeout,
-    )  # fmt: skip
-    return build_loader(datasets, **{**options, **changes})[0]
+    options = {"batch_size": 2, "seed": 5, "multiplex": 10, "persistent_workers": True, **changes}
+    options = LoaderOptions(workers=workers, timeout=timeout, **options)
+    return build_loader(datasets, options, tokenize=tokenize, pad_id=0)[0]
 
 
 def fingerprint(batches):

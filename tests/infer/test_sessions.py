@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from apt.checkpoint import save_checkpoint, write_config
+from apt.checkpoint import write_config
 from apt.configs import CONFIGS
 from apt.hub_folder import write_folder
 from apt.infer.plan import Timing
@@ -21,6 +21,7 @@ from data_utils.datasets import PickPlaceCan
 from tests.conftest import GOLDEN
 from tests.infer.helpers import frame_at, tiny_policy
 from tests.model.helpers import make_observation
+from train_utils.saving import save_checkpoint
 
 
 @pytest.fixture(scope="module")

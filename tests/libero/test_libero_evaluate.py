@@ -18,7 +18,8 @@ from examples.libero.environment import unpinned
 from examples.libero.evaluate import EvaluateConfig, main
 from examples.libero.language import LanguageConfig
 from examples.libero.model_policy import ModelPolicy, _check_contract
-from examples.libero.policies import POLICIES, PolicyError, PolicySettings, RandomPolicy, make_policy
+from examples.libero.policies import POLICIES, RandomPolicy, make_policy
+from examples.libero.policy_settings import PolicyError, PolicySettings
 from examples.libero.rollout import EpisodeKey, run_episode
 from examples.libero.tasks import LiberoTask
 from examples.libero.worklist import parse_task_ids, plan_work, step_cap, suite_folder, video_file

@@ -15,12 +15,13 @@ import av
 import numpy as np
 import pytest
 
-from apt.checkpoint import save_checkpoint, write_config
+from apt.checkpoint import write_config
 from apt.infer.remote_service import checkpoint_sha256
 from examples.libero.environment import ROOT, VENV
 from tests.infer.helpers import tiny_policy
 from tests.service.helpers import running_policy
 from tests.transport.conftest import ns_port  # noqa: F401 (a fixture)
+from train_utils.saving import save_checkpoint
 
 pytestmark = [
     pytest.mark.sim,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from examples.errors import SimulatorError
 from examples.libero.language import TRUE, Score, other_task, path_distance, score, trials
 from examples.libero.rollout import EpisodeKey
-from examples.libero.summary import Cell
+from examples.libero.summary_tables import Cell
 from examples.libero.tasks import LiberoTask
 from examples.libero.trials import others_in_scene
 from examples.libero.workers import Episode

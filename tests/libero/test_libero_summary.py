@@ -12,7 +12,8 @@ import pytest
 
 from examples.libero.benchmarks import BENCHMARKS, CATEGORIES
 from examples.libero.results import ResultsError, Row, SuiteResults
-from examples.libero.summary import main, read_runs, remarks, tables
+from examples.libero.summary import main, remarks
+from examples.libero.summary_tables import read_runs, tables
 from examples.statistics import wilson_interval
 
 

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from apt.checkpoint import load_checkpoint, save_checkpoint
+from apt.checkpoint import load_checkpoint
 from apt.configs import CONFIGS
 from apt.hub_folder import write_folder
 from apt.model.experts.registry import ARCHITECTURES
 from apt.model.pretrained import CheckpointMismatch, Origin
 from apt.model.vla import VLA
 from tests.model.helpers import build, fixed_noise, make_batch
+from train_utils.saving import save_checkpoint
 
 # Blocks of the tiny VLM's four features in each stage, and where Stage 1's block i goes.
 DOUBLED = {"apt", "token_insertion"}

@@ -8,11 +8,12 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from apt.checkpoint import save_checkpoint, write_config
+from apt.checkpoint import write_config
 from apt.model.vla import VLA
 from shm_transport import ShmProxy, get_shm_proxy
 from tests.infer.helpers import tiny_policy
 from tests.transport.conftest import Process, running
+from train_utils.saving import save_checkpoint
 
 PROMPT = "reach for the red square"
 STEPS = 2

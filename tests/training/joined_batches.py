@@ -18,10 +18,11 @@ from pathlib import Path
 
 import torch
 
-from apt.cli import parse_train_config
 from apt.model.experts.base import RobotState, TrainingDraws
 from apt.model.vla import robot_state
-from apt.train import Trainer, select_backend
+from apt.train import select_backend
+from apt.training.cli import parse_train_config
+from apt.training.trainer import Trainer
 from data_utils.types import Batch
 from tests.model.helpers import make_batch
 from train_utils.backend import Backend

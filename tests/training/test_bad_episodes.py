@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from data_utils.batches.loader import build_loader
+from data_utils.batches.options import LoaderOptions
 from data_utils.datasets import PickPlaceCan
 from data_utils.errors import DataError
 from data_utils.samples.dataset import H5DatasetMapBase
@@ -65,10 +66,8 @@ def test_one_bad_episode_of_two_hundred_is_skipped_named_and_counted(tmp_path, e
     shutil.copy(episode_dir / "ep000.h5", folder / "077.h5")
     spoil(folder / "077.h5")
     dataset = PickPlaceCan(sorted(folder.iterdir()))
-    loader, _ = build_loader(
-        [dataset], weights=None, multiplex=2, batch_size=20, workers=1, rank=0, world_size=1, seed=0,
-        tokenize=tokenize, pad_id=0, pin_memory=False, persistent_workers=False, prefetch_factor=2, timeout=60,
-    )  # fmt: skip
+    options = LoaderOptions(batch_size=20, workers=1, multiplex=2)
+    loader, _ = build_loader([dataset], options, tokenize=tokenize, pad_id=0)
     bad = BadEpisodes([dataset], 0.01, tmp_path / "run" / "list.jsonl", resume=False)
     for batch in loader:
         bad.add(batch.skipped)

@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from apt.checkpoint import load_checkpoint, save_checkpoint
+from apt.checkpoint import load_checkpoint
 from apt.configs import CONFIGS, TrainConfig
 from apt.train import main as trainer
+from apt.training import flags, launch, stages
+from data_utils.cli import CommandLineError
 from tests.training.helpers import REPOSITORY, train
-from train_utils import launch
+from train_utils.saving import save_checkpoint
 
 
 def run(script: str, *arguments: object, data_loc: Path | None = None) -> subprocess.CompletedProcess:
@@ -225,7 +227,7 @@ def test_help_lists_every_flag_preset_and_default(script, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert ended.value.code == 0 and f"usage: scripts/{script}.sh" in said
     assert all(name in said for name in CONFIGS) and "docs/training.md" in said
-    parser = launch.build_parser(script)
+    parser = flags.build_parser(script)
     for action in parser._actions:
         assert action.help, f"{action.option_strings} has no help"
         assert all(option in said for option in action.option_strings)
@@ -241,7 +243,7 @@ def test_the_trainers_help_lists_every_field_and_the_dry_run(capsys):
     assert all(f"--{field.name.replace('_', '-')}" in said for field in dataclasses.fields(TrainConfig))
 
 
-@pytest.mark.parametrize("flags, named", [
+@pytest.mark.parametrize("given, named", [
     (("--dryrun",), "--dryrun"),
     (("--node-timeout", 0), "--node-timeout is 0"),
     (("--node-timeout", "soon"), "--node-timeout"),
@@ -251,8 +253,8 @@ def test_the_trainers_help_lists_every_field_and_the_dry_run(capsys):
     (("--cache_vlm_features", "features"), "cache_vlm_features needs images that come again"),
     (("--backend", "deepspeed", "--use_compile", True, "--ds-zero", 3), "use_compile does not work with ds_zero 3"),
 ])  # fmt: skip
-def test_flags_that_cannot_be_meant_are_one_line(tmp_path, located, capfd, flags, named):
-    command = ["train", "--config", "debug", "--gpus", "cpu", *map(str, flags), *map(str, where(tmp_path))]
+def test_flags_that_cannot_be_meant_are_one_line(tmp_path, located, capfd, given, named):
+    command = ["train", "--config", "debug", "--gpus", "cpu", *map(str, given), *map(str, where(tmp_path))]
     refused(subprocess.CompletedProcess(command, launch.main(command), *capfd.readouterr()), named)
     assert not (tmp_path / "ckpt").exists()
 
@@ -273,11 +275,11 @@ def test_finetuning_needs_something_to_start_from(tmp_path, data_loc):
 
 def test_one_stage_needs_no_prior_and_refuses_one(tmp_path, located):
     own = [*map(str, where(tmp_path)), "--config", "debug", "--gpus", "cpu", "--vla-name", "b"]
-    _, (stage,) = launch.plan("train", [*own, "--stage", "1", "--one-stage"])
+    _, (stage,) = stages.plan("train", [*own, "--stage", "1", "--one-stage"])
     assert stage.config.train_stage == 1 and stage.config.pretrained_ckpt is None and not stage.config.load_from_va
-    for flags in ([], ["--stage", "1", "--va-name", "a"], ["--stage", "1", "--pretrained_ckpt", "a"]):
-        with pytest.raises(launch.CommandLineError, match="--one-stage"):
-            launch.plan("train", [*own, "--one-stage", *flags])
+    for given in ([], ["--stage", "1", "--va-name", "a"], ["--stage", "1", "--pretrained_ckpt", "a"]):
+        with pytest.raises(CommandLineError, match="--one-stage"):
+            stages.plan("train", [*own, "--one-stage", *given])
 
 
 def test_too_few_episodes_for_a_batch_is_one_line(tmp_path, located, capsys):

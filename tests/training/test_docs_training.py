@@ -18,14 +18,14 @@ from apt.checkpoint import find_checkpoint, load_checkpoint, read_config
 from apt.configs import CONFIGS
 from apt.model.encoders.hub import resolve
 from apt.model.pretrained import Origin
+from apt.training import flags, stages
+from apt.training.plan import STRATEGIES, estimate_memory
 from benchmarks.qwen_sizes import qwen3_vl_2b_folder
 from tests.data.test_image_text import write_pairs
 from tests.training.helpers import REPOSITORY
 from tests.training.processes import free_port
 from tests.training.released import write_release
 from tests.training.test_pictures import SCALARS
-from train_utils import launch
-from train_utils.plan import STRATEGIES, estimate_memory
 
 DOCS = REPOSITORY / "docs" / "training.md"
 
@@ -117,10 +117,10 @@ def runnable(command: list[str], port: int = 29500) -> list[str]:
     return command
 
 
-def stages(command: list[str]) -> list[launch.Stage]:
+def planned(command: list[str]) -> list[stages.Stage]:
     """What a training command means, as the launcher reads it."""
     script = next(i for i, word in enumerate(command) if word.startswith("scripts/"))
-    return launch.plan("finetune" if "finetune" in command[script] else "train", command[script + 1 :])[1]
+    return stages.plan("finetune" if "finetune" in command[script] else "train", command[script + 1 :])[1]
 
 
 @pytest.fixture
@@ -159,15 +159,15 @@ def test_every_command_is_known_and_stands_in_a_block():
 
 
 def test_flags_mean_what_the_document_says_before_they_are_made_smaller(place, monkeypatch):
-    monkeypatch.setattr(launch, "check_run_dir", lambda config: None)
-    monkeypatch.setattr(launch, "locate", lambda dataset: None)
-    monkeypatch.setattr(launch, "check_gpus", lambda gpus, present: None)
-    monkeypatch.setattr(launch, "find_checkpoint", lambda name, folder: Path(name))
-    monkeypatch.setattr(launch, "load_checkpoint", lambda path: {"weights": {}})
-    monkeypatch.setattr(launch.Origin, "of", lambda content: Origin("apt", 1))
+    monkeypatch.setattr(stages, "check_run_dir", lambda config: None)
+    monkeypatch.setattr(stages, "locate", lambda dataset: None)
+    monkeypatch.setattr(flags, "check_gpus", lambda gpus, present: None)
+    monkeypatch.setattr(stages, "find_checkpoint", lambda name, folder: Path(name))
+    monkeypatch.setattr(stages, "load_checkpoint", lambda path: {"weights": {}})
+    monkeypatch.setattr(stages.Origin, "of", lambda content: Origin("apt", 1))
     runs = {}
     for command in filter(trains, commands()):
-        for stage in stages(command):
+        for stage in planned(command):
             runs[stage.config.name] = stage.config
     assert all(runs[name].bs * 8 == 256 and runs[name].max_iterations == 100000 for name in ("apt_va", "apt_vla"))
     assert runs["vla"].gradient_accumulation_steps * runs["vla"].bs == 256
@@ -246,7 +246,7 @@ def run_together(lines: list[list[str]]) -> list[str]:
     return [out for out, _ in said]
 
 
-def check_run(stage: launch.Stage) -> None:
+def check_run(stage: stages.Stage) -> None:
     """The run is there, as long as it was to be, and made as its flags say."""
     config = stage.config
     path = find_checkpoint(config.name, config.ckpt_dir)
@@ -273,7 +273,7 @@ def test_every_command_runs_in_the_documents_order(place):
         if not waiting:
             port = free_port()
         words = runnable(command, port)
-        planned = stages(words) if trains(command) and "slurm" not in " ".join(command) else []
+        runs = planned(words) if trains(command) and "slurm" not in " ".join(command) else []
         if "--nnodes" in words:
             waiting.append(words)
             if len(waiting) < int(words[words.index("--nnodes") + 1]):
@@ -281,9 +281,9 @@ def test_every_command_runs_in_the_documents_order(place):
         said = run_together(waiting or [words])
         waiting = []
         if "--dry-run" in words:
-            assert said[0].count("plan of stage") == len(planned)
+            assert said[0].count("plan of stage") == len(runs)
             continue
-        for stage in planned:
+        for stage in runs:
             check_run(stage)
         if "ft_released" in words:
             assert "copied, 0 fresh, 0 dropped" in said[0]

@@ -12,10 +12,11 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from apt.cli import parse_train_config
 from apt.model.config import VLAConfig
 from apt.model.vla import VLA
-from apt.train import Trainer, select_backend
+from apt.train import select_backend
+from apt.training.cli import parse_train_config
+from apt.training.trainer import Trainer
 from benchmarks.flops import count_flops
 from tests.model.helpers import make_batch
 from tests.training.helpers import flags

@@ -15,15 +15,16 @@ import pytest
 import torch
 
 from apt.checkpoint import load_checkpoint
-from apt.configs import CONFIGS, ConfigError
+from apt.configs import CONFIGS
 from apt.model.config import VLAConfig
 from apt.model.experts.registry import ARCHITECTURES
 from apt.model.vla import VLA
 from apt.model.vlm import VLM
+from apt.training.feature_cache import FeatureCache, sample_key, vlm_identity
 from tests.model.helpers import make_batch
 from tests.training.helpers import losses, start_training, train
 from tests.training.test_deepspeed import needs_deepspeed
-from train_utils.feature_cache import FeatureCache, sample_key, vlm_identity
+from train_utils.errors import ConfigError
 from train_utils.feature_store import FeatureStore
 
 PROMPTS = ["pick up the milk", "go", "put it down!!"]

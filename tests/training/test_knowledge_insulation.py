@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from apt.checkpoint import load_checkpoint
-from apt.configs import ConfigError, TrainConfig
+from apt.configs import TrainConfig
 from apt.model import language_loss
 from apt.model.config import VLAConfig
 from apt.model.encoders.hub import load_config, load_model, resolve
 from apt.model.vla import VLA
+from apt.training import stages
 from data_utils.batches.image_text import ImageTextPairs
 from data_utils.types import Batch
 from tests.data.test_image_text import batches as pair_batches
@@ -22,7 +23,7 @@ from tests.data.test_image_text import write_pairs
 from tests.model.helpers import make_batch, run_hugging_face_on
 from tests.training.helpers import losses, start_training, train
 from tests.training.test_deepspeed import BACKENDS, needs_deepspeed
-from train_utils import launch
+from train_utils.errors import ConfigError
 
 WEIGHT = 0.1
 PROMPTS = ["pick up the can and put it on the table", "go"]
@@ -288,6 +289,6 @@ def test_two_processes_train_every_parameter_and_sharded_ones_compute_the_same_l
 def test_what_says_how_the_vlm_trains_is_for_the_second_of_both_stages(tmp_path, located, pairs):
     flags = f"--config debug --gpus cpu --vlm-mode full --lm_loss_weight 0.1 --image_text_pairs {pairs.file}".split()
     argv = [*flags, "--knowledge_insulation", "True", "--ckpt_dir", str(tmp_path), "--log_dir", str(tmp_path)]
-    prior, vla = (stage.config for stage in launch.plan("train", argv)[1])
+    prior, vla = (stage.config for stage in stages.plan("train", argv)[1])
     assert (prior.lm_loss_weight, prior.image_text_pairs) == (0, None)
     assert (vla.lm_loss_weight, vla.image_text_pairs, vla.knowledge_insulation) == (0.1, str(pairs.file), True)

@@ -13,8 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from apt.model.experts.apt import ActionExpert
 from apt.model.experts.config import ExpertConfig
+from apt.training.pictures import gate_picture, gate_table
 from tests.training.helpers import train
-from train_utils.pictures import gate_picture, gate_table
 
 SCALARS = {
     "loss/total": (0, 1000),

@@ -12,11 +12,11 @@ import torch
 from apt.checkpoint import load_checkpoint
 from apt.configs import CONFIGS
 from apt.model.vla import VLA
+from apt.training.plan import activation_bytes, checkpoint_bytes, count_parameters, describe_plan, estimate_memory
 from data_utils.errors import DataError
 from tests.model.helpers import make_batch
 from tests.training.helpers import REPOSITORY, flags, train
 from tests.training.test_commands import run, where
-from train_utils.plan import activation_bytes, checkpoint_bytes, count_parameters, describe_plan, estimate_memory
 
 
 def config(stage: int, mode: str, **changes):

@@ -13,10 +13,12 @@ import h5py
 import pytest
 import torch
 
-from apt.checkpoint import DiskFullError, load_checkpoint, save_checkpoint
+from apt.checkpoint import load_checkpoint
 from data_utils.h5io import seal
 from tests.training.helpers import REPOSITORY, losses, start_training, train
 from tests.training.processes import launched, printed_command, ranks_of, run_printed, start_script, wait_for
+from train_utils.errors import DiskFullError
+from train_utils.saving import save_checkpoint
 
 
 @pytest.mark.slow

@@ -13,12 +13,12 @@ from apt.checkpoint import load_checkpoint
 from apt.infer.planner import TrajPlanner
 from apt.model.experts.registry import ARCHITECTURES
 from apt.model.pretrained import Origin
+from apt.training import stages
 from data_utils.datasets import PickPlaceCan
 from tests.infer.helpers import frame_at
 from tests.model import test_architectures as conformance
 from tests.model import toy_expert
 from tests.training.helpers import REPOSITORY, losses, train
-from train_utils import launch
 
 DOC = REPOSITORY / "docs" / "architectures.md"
 KIND = conformance.Kind("toy", "flow")
@@ -87,9 +87,9 @@ def test_the_documents_training_commands_mean_what_they_say(located, tmp_path):
         if "--gpus" in words:
             words[words.index("--gpus") + 1] = "cpu"
         where = ["--ckpt_dir", str(tmp_path), "--log_dir", str(tmp_path)]
-        stages = launch.plan("train", [*words, *where])[1]
-        assert [stage.config.train_stage for stage in stages] == [0, 1]
-        for stage in stages:
+        planned = stages.plan("train", [*words, *where])[1]
+        assert [stage.config.train_stage for stage in planned] == [0, 1]
+        for stage in planned:
             assert stage.config.arch == words[words.index("--arch") + 1]
             trained.add(stage.config.arch)
     assert trained == {"apt", "pi", "gr00t", "token_insertion"}

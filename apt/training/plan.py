@@ -28,12 +28,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from apt.checkpoint import format_bytes
 from apt.configs import TrainConfig
 from apt.model.config import VLAConfig
 from apt.model.language_loss import chunk_rows
 from data_utils.batches.loader import batches_per_epoch
 from data_utils.datasets import get_dataset_class
+from train_utils.saving import format_bytes
 
 if TYPE_CHECKING:
     from apt.model.vla import VLA

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from apt.checkpoint import BEST, LATEST, CheckpointError, load_checkpoint, read_config, save_checkpoint, write_config
-from apt.configs import ConfigError, TrainConfig
+from apt.checkpoint import BEST, LATEST, CheckpointError, load_checkpoint, read_config, write_config
+from apt.configs import TrainConfig
 from apt.model.pretrained import Origin
 from data_utils.files import remove_leftovers
+from train_utils.errors import ConfigError
+from train_utils.saving import save_checkpoint
 
 # What the weights mean depends on these, and no shape tells them.
 _DEFINING = ("objective", "action_step_embedding")

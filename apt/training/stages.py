@@ -1,0 +1,146 @@
+"""Which stages a command line means, every name, path and field checked before anything is built."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+from pathlib import Path
+
+from apt.checkpoint import find_checkpoint, load_checkpoint
+from apt.configs import TrainConfig
+from apt.model.pretrained import Origin
+from apt.training.cli import CommandLineError, parse_train_config
+from apt.training.flags import build_parser, check_flags
+from apt.training.run_dir import check_run_dir
+from data_utils.batches.image_text import scan_pairs
+from data_utils.data_loc import locate
+from train_utils.deepspeed_settings import check_deepspeed, deepspeed_settings
+
+# Fields on how the VLM trains, which stage 0 keeps frozen: given for both stages, they are meant for stage 1.
+_TRAINING_THE_VLM = {"lm_loss_weight": "0", "image_text_pairs": "None"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage as it will be run."""
+
+    config: TrainConfig
+    argv: list[str]  # of apt.train
+
+
+def plan(command: str, argv: list[str]) -> tuple[argparse.Namespace, list[Stage]]:
+    """The stages to run, every name, path and field checked.
+
+    Raises:
+        CommandLineError, ConfigError, CheckpointError, DataError: one line each.
+    """
+    args, fields = build_parser(command).parse_known_args(argv)
+    if args.config is None:
+        unknown = [argument.split("=")[0] for argument in fields if argument.startswith("--")]
+        meant = [flag for flag in unknown if difflib.get_close_matches(flag, ["--config"])]
+        raise CommandLineError(
+            f"unknown flag {meant[0]}; did you mean --config?" if meant else "--config is missing; --help lists presets"
+        )
+    check_flags(args)
+    fields += _given(args)
+    stages = []
+    if args.stage in ("0", "both"):
+        stages.append(_va_stage(args, fields))
+    if args.stage in ("1", "both"):
+        stages.append(_vla_stage(args, fields, stages))
+    return args, stages
+
+
+def _given(args: argparse.Namespace) -> list[str]:
+    """The launcher's own flags as fields of ``TrainConfig``, of both stages."""
+    fields = []
+    for flag, field in (
+        ("bs", "bs"),
+        ("max_iter", "max_iterations"),
+        ("accum", "gradient_accumulation_steps"),
+        ("backend", "backend"),
+        ("ds_zero", "ds_zero"),
+        ("save_interval", "save_interval"),
+    ):
+        if getattr(args, flag) is not None:
+            fields += [f"--{field}", str(getattr(args, flag))]
+    if args.gpus is not None:
+        fields += ["--device", "cpu" if args.gpus.startswith("cpu") else "cuda"]
+    if args.gc:
+        fields += ["--use_gradient_checkpointing", "True"]
+    return fields
+
+
+def _va_stage(args: argparse.Namespace, fields: list[str]) -> Stage:
+    pretrained = getattr(args, "pretrained_ckpt", None)
+    own = ["--train_stage", "0", "--name", _va_name(args)]
+    if args.va_conti:
+        own += ["--resume", "True"]
+    if args.stage == "both":
+        own += [
+            word for field, off in _TRAINING_THE_VLM.items() if _says(fields, field) for word in (f"--{field}", off)
+        ]
+    if pretrained and not args.va_conti:
+        own += ["--pretrained_ckpt", pretrained]
+        ckpt_dir = parse_train_config(["--config", args.config, *fields, *own]).ckpt_dir
+        if Origin.of(load_checkpoint(find_checkpoint(pretrained, ckpt_dir))).stage == 1:
+            raise CommandLineError(
+                f"--pretrained-ckpt {pretrained} is a VLA already, and stage 0 trains a VA prior; use --stage 1"
+            )
+    return _stage(args, fields + own)
+
+
+def _vla_stage(args: argparse.Namespace, fields: list[str], before: list[Stage]) -> Stage:
+    """``before``: the stage 0 of the same command, if it has one."""
+    one_stage = getattr(args, "one_stage", False)
+    own = ["--train_stage", "1", "--name", args.vla_conti or args.vla_name or f"{args.config}_vla"]
+    if args.vlm_mode is not None:
+        own += ["--vlm_finetune_mode", args.vlm_mode]
+    if args.vlm_lr is not None:
+        own += ["--vlm_lr", str(args.vlm_lr)]
+    if args.vla_conti:
+        own += ["--resume", "True"]
+    elif one_stage and (_says(fields, "pretrained_ckpt") or _says(fields, "load_from_va")):
+        raise CommandLineError("--one-stage starts from fresh weights; leave --pretrained_ckpt and --load_from_va out")
+    elif not one_stage and not _says(fields, "pretrained_ckpt"):
+        own += _upstream(args, before, fields + own)
+    return _stage(args, fields + own)
+
+
+def _upstream(args: argparse.Namespace, before: list[Stage], fields: list[str]) -> list[str]:
+    """Where stage 1 starts: this run's stage 0, a stage-0 run of that name, or the pretrained checkpoint."""
+    if before:
+        return ["--pretrained_ckpt", before[0].config.name, "--load_from_va", "True"]
+    pretrained = getattr(args, "pretrained_ckpt", None)
+    if "pretrained_ckpt" in args and not pretrained and not (args.va_name or args.va_conti):
+        raise CommandLineError("--pretrained-ckpt is missing: the run name or .pt to fine-tune from")
+    ckpt_dir = parse_train_config(["--config", args.config, *fields]).ckpt_dir
+    if pretrained and not args.va_name:
+        path = find_checkpoint(pretrained, ckpt_dir)
+        expand = Origin.of(load_checkpoint(path)).stage == 0
+        return ["--pretrained_ckpt", pretrained, "--load_from_va", str(expand)]
+    find_checkpoint(_va_name(args), ckpt_dir)
+    return ["--pretrained_ckpt", _va_name(args), "--load_from_va", "True"]
+
+
+def _va_name(args: argparse.Namespace) -> str:
+    return args.va_conti or args.va_name or f"{args.config}_va"
+
+
+def _says(fields: list[str], field: str) -> bool:
+    return any(argument.split("=")[0].removeprefix("--").replace("-", "_") == field for argument in fields)
+
+
+def _stage(args: argparse.Namespace, fields: list[str]) -> Stage:
+    argv = ["--config", args.config, *fields]
+    config = parse_train_config(argv)
+    check_run_dir(config)
+    if config.backend == "deepspeed":
+        check_deepspeed()
+        deepspeed_settings(config)
+    for dataset in config.dataset_classes:
+        locate(dataset)
+    if config.image_text_pairs is not None:
+        scan_pairs(Path(config.image_text_pairs))
+    return Stage(config, argv)
