@@ -27,8 +27,9 @@ from apt.ablation.report import build_report, markdown, write_tables
 from apt.ablation.runner import REPOSITORY, Pace, Runner
 from apt.ablation.study import KINDS, Recording, Step, Study, StudyError, gpus_of_jobs
 from apt.configs import CONFIGS, TrainConfig
-from apt.training.cli import CommandLineError, parse_train_config
+from apt.training.cli import parse_train_config
 from apt.training.flags import check_gpus
+from data_utils.cli import CommandLineError, Parser, cores
 from data_utils.data_loc import LOCATION_VARIABLE
 from data_utils.datasets import get_dataset_class
 from train_utils.errors import ConfigError
@@ -41,13 +42,8 @@ MOST_RECORDERS = 16  # simulators side by side
 _GIVEN = "name ckpt_dir log_dir train_stage seed resume max_iterations pretrained_ckpt load_from_va device".split()
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise CommandLineError(f"{message}; --help lists the flags")
-
-
 def build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m apt.ablate",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -187,11 +183,6 @@ def _data(
     workers = min(cores(), MOST_RECORDERS)
     recording = Recording(sizes.episodes, sizes.test_episodes, sizes.evaluation.image_size, workers)
     return recording.settings, out / "demos", recording
-
-
-def cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 from apt.hub_folder import FolderError, is_exported, read_folder, read_folder_config, write_folder
-from data_utils.files import atomic_write
+from data_utils.files import write_text
 from train_utils.saving import save_checkpoint
 
 LATEST = "ckpt_latest.pt"
@@ -94,7 +94,7 @@ def write_config(folder: Path, values: dict) -> Path:
     moment = time.time()
     while (path := folder / time.strftime("%Y%m%d%H%M.json", time.localtime(moment))).exists():
         moment += 60
-    atomic_write(path, lambda temporary: temporary.write_text(json.dumps(values, indent=2) + "\n"))
+    write_text(path, json.dumps(values, indent=2) + "\n")
     return path
 
 

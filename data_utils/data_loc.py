@@ -15,6 +15,7 @@ from pathlib import Path
 import yaml
 
 from data_utils.errors import DataError
+from data_utils.words import one_line
 
 LOCATION_VARIABLE = "APT_DATA_LOC"
 HOST_VARIABLE = "APT_DATA_LOC_HOST"
@@ -103,7 +104,7 @@ def _read_blocks(source: Path) -> dict[str, dict]:
     try:
         blocks = yaml.safe_load(source.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        what = f"is not valid YAML ({' '.join(str(error).split())}); correct it"
+        what = f"is not valid YAML ({one_line(error, None)}); correct it"
         raise DataError(f"{source} {what}", "location") from error
     blocks = {} if blocks is None else blocks
     if not isinstance(blocks, dict):
@@ -146,12 +147,59 @@ def _locations(name: str, entry, source: Path) -> list[Location]:
     return locations
 
 
+def list_folder(folder: str) -> tuple[list[str], list[str]]:
+    """Names of the sub-folders and of the episode files of one folder, as every walk over episodes sees them.
+
+    Links are followed; hidden files and folders are passed over.
+    """
+    subfolders, files = [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                subfolders.append(entry.name)
+            elif is_episode_name(entry.name):
+                files.append(entry.name)
+    return subfolders, files
+
+
 def episode_files(path: str) -> Iterator[str]:
-    """Episode files under ``path``, as they are found."""
+    """Episode files of a folder and its sub-folders, of a glob, or the file itself, as they are found.
+
+    Raises:
+        DataError: a folder cannot be listed.
+    """
     if os.path.isdir(path):
-        for folder, _, names in os.walk(path, followlinks=True):
-            yield from (os.path.join(folder, name) for name in names if is_episode_name(name))
+        yield from _below(path, frozenset())
     elif os.path.isfile(path):
         yield path
     else:
         yield from (item for item in glob.iglob(path, recursive=True) if is_episode_name(os.path.basename(item)))
+
+
+def find_episodes(path: str | os.PathLike, otherwise: str) -> list[str]:
+    """:func:`episode_files`, sorted.
+
+    Args:
+        otherwise: what to do where there are none, to end the message.
+    Raises:
+        DataError: there are none, or a folder cannot be listed.
+    """
+    files = sorted(episode_files(os.fspath(path)))
+    if not files:
+        raise DataError(f"{path}: holds no episode files (*{', *'.join(EPISODE_SUFFIXES)}); {otherwise}", "location")
+    return files
+
+
+def _below(folder: str, above: frozenset[int]) -> Iterator[str]:
+    try:
+        inode = os.stat(folder).st_ino
+        if inode in above:  # a link to a folder it lies in
+            return
+        subfolders, files = list_folder(folder)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be listed ({error.strerror}); check its permissions", "location") from error
+    yield from (os.path.join(folder, name) for name in files)
+    for name in subfolders:
+        yield from _below(os.path.join(folder, name), above | {inode})

@@ -1,6 +1,8 @@
-"""The one exception type for data that cannot be used, and the rules it speaks of."""
+"""What can be wrong with data: the rules, a fault of a file, an episode left out, and the one exception type."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 RULES = {
     "location": "a dataset has a place on this machine that holds episode files",
@@ -21,6 +23,33 @@ RULES = {
     "mask": "a mask has the size of its image",
     "subtask": "sub-tasks have a text and a first frame each",
 }
+
+
+class Fault(NamedTuple):
+    """What is wrong with a file, or unusual in it.
+
+    Args:
+        rule: one of :data:`RULES`.
+        message: one line that names key and frame; the file is known to whoever asked.
+    """
+
+    rule: str
+    message: str
+
+
+class UnusableEpisode(NamedTuple):
+    """An episode that is left out, or in whose place another one was drawn.
+
+    Args:
+        rule: one of :data:`RULES`.
+        message: one line that names the file.
+        blocked: it ended or hung the process that read it, and is not opened again.
+    """
+
+    path: str
+    rule: str
+    message: str
+    blocked: bool = False
 
 
 class DataError(ValueError):

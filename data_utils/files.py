@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 _TEMPORARY = ".writing"
+_OTHERS = ".tmp"  # of copies, videos, and writers of earlier versions
 
 
 def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
@@ -31,7 +34,26 @@ def atomic_write(path: Path, write: Callable[[Path], None]) -> None:
         os.close(directory)
 
 
+def write_text(path: Path, text: str) -> None:
+    """:func:`atomic_write` of a text, as UTF-8 and with line breaks as they are."""
+    atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8", newline=""))
+
+
+def write_json(path: Path, values: object) -> None:
+    """:func:`atomic_write` of what JSON can hold."""
+    write_text(path, json.dumps(values, indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Raises ``ValueError`` with the file's name for one that cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
 def remove_leftovers(folder: Path) -> None:
-    """Delete temporaries of writers that were killed."""
-    for leftover in folder.glob(f".*{_TEMPORARY}"):
-        leftover.unlink(missing_ok=True)
+    """Delete temporaries of writers that were killed, in sub-folders too; for whoever writes there alone."""
+    for suffix in (_TEMPORARY, _OTHERS):
+        for leftover in folder.rglob(f".*{suffix}"):
+            leftover.unlink(missing_ok=True)

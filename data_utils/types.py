@@ -10,19 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
-
-class SkippedEpisode(NamedTuple):
-    """An episode that could not be read when its turn came; another one was drawn in its place."""
-
-    path: str
-    rule: str  # of data_utils.errors.RULES
-    message: str
-    blocked: bool = False  # it ended or hung the process that read it, and is not opened again
+from data_utils.errors import UnusableEpisode
 
 
 @dataclass
@@ -43,7 +35,7 @@ class Sample:
     future: np.ndarray | None = None  # (Ta, Nee, 17) float32, None when serving
     color: ColorDraws | None = None  # changes of colour still to be made, on the device
     source: str = ""  # file and frame, for messages
-    skipped: tuple[SkippedEpisode, ...] = ()  # tried before this one
+    skipped: tuple[UnusableEpisode, ...] = ()  # tried before this one
 
 
 @dataclass
@@ -131,7 +123,7 @@ class Batch:
     timestamp: torch.Tensor  # (B,) float64
     source: list[str]  # B
     targets: TextTargets  # the text behind each sample's last image, template included
-    skipped: list[SkippedEpisode] = dataclasses.field(default_factory=list)  # of all samples
+    skipped: list[UnusableEpisode] = dataclasses.field(default_factory=list)  # of all samples
     color: ColorDraws | None = None  # changes of colour still to be made (B, Ncam, ...)
     stored: StoredStreams | None = None  # where it was looked up in a cache
     image_text: ImageTextBatch | None = None  # what the VLM trains on beside these

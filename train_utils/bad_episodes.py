@@ -9,9 +9,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_utils.errors import DataError
+from data_utils.errors import DataError, UnusableEpisode
+from data_utils.files import write_text
 from data_utils.samples.dataset import H5DatasetMapBase
-from data_utils.types import SkippedEpisode
 from train_utils.backend import Backend
 
 SKIPPED = "skipped_episodes.jsonl"
@@ -52,7 +52,7 @@ class BadEpisodes:
         for dataset in datasets:
             for fault in dataset.faults:
                 self._known[fault.path] = BadEpisode(fault.path, fault.rule, fault.message)
-        self._new: list[SkippedEpisode] = []
+        self._new: list[UnusableEpisode] = []
         self._is_written = not self._known
 
     def __len__(self) -> int:
@@ -63,7 +63,7 @@ class BadEpisodes:
         """Files that must not be opened again."""
         return {episode.path for episode in self._known.values() if episode.blocked}
 
-    def add(self, skipped: Iterable[SkippedEpisode]) -> None:
+    def add(self, skipped: Iterable[UnusableEpisode]) -> None:
         """Remember what this rank skipped."""
         self._new += skipped
 
@@ -73,7 +73,7 @@ class BadEpisodes:
         Raises:
             DataError: on every rank, where more than the allowed share of the episodes is bad.
         """
-        for skipped in map(SkippedEpisode._make, backend.gather(self._new)):
+        for skipped in map(UnusableEpisode._make, backend.gather(self._new)):
             episode = self._known.setdefault(skipped.path, BadEpisode(skipped.path, skipped.rule, skipped.message))
             episode.times += 1
             if skipped.blocked and not episode.blocked:
@@ -95,10 +95,5 @@ class BadEpisodes:
 
     def _write(self) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.file.with_name(f".{self.file.name}.{os.getpid()}.tmp")
-        with open(temporary, "w", encoding="utf-8") as stream:
-            for episode in self._known.values():
-                stream.write(json.dumps(dataclasses.asdict(episode)) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, self.file)
+        lines = [json.dumps(dataclasses.asdict(episode)) + "\n" for episode in self._known.values()]
+        write_text(self.file, "".join(lines))

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from apt.ablation.files import read_json, write_json
 from apt.ablation.grid import digest
+from data_utils.files import read_json, write_json
 
 SETTINGS_FILE, RESULT_FILE, EVALUATION_FOLDER = "settings.json", "result.json", "evaluation"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from apt.ablation.grid import Cell, Row
 from apt.ablation.study import Study
-from data_utils.files import atomic_write
+from data_utils.files import write_text
 
 CHECK, MISSING = "✓", "–"
 CSV_FILE, MARKDOWN_FILE = "table.csv", "table.md"
@@ -174,7 +174,7 @@ def write_tables(report: Report) -> tuple[Path, Path]:
     """``table.csv`` and ``table.md`` in the grid's folder."""
     folder = report.study.folder
     for name, text in ((CSV_FILE, csv_table(report)), (MARKDOWN_FILE, markdown(report))):
-        atomic_write(folder / name, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))
+        write_text(folder / name, text)
     return folder / CSV_FILE, folder / MARKDOWN_FILE
 
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from apt.ablation.files import read_json, write_json
 from apt.ablation.study import Step
+from data_utils.files import read_json, write_json
 from train_utils.failures import told_when_parent_dies
 from train_utils.metrics import format_duration
 

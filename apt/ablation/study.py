@@ -13,11 +13,10 @@ from typing import Any
 import torch
 
 from apt.ablation.evaluation import EVALUATION_FOLDER, RESULT_FILE, SETTINGS_FILE, EvaluationSizes
-from apt.ablation.files import read_json, write_json
 from apt.ablation.grid import Cell, Grid, Prior, digest
 from apt.checkpoint import LATEST
 from apt.configs import CONFIGS, TrainConfig
-from data_utils.files import atomic_write
+from data_utils.files import read_json, write_json, write_text
 
 KINDS = ("record", "stage 0", "stage 1", "evaluation")
 LOG_FILE, FAILED_FILE = "log.txt", "failed.json"
@@ -189,7 +188,7 @@ class Study:
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.demos is not None:
             text = f'default:\n  {self.cells[0].config.dataset_classes[0]}: "{self.demos / "train"}"\n'
-            atomic_write(self.data_location, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+            write_text(self.data_location, text)
         for cell in self.cells:
             folder = self.cell_folder(cell)
             folder.mkdir(parents=True, exist_ok=True)

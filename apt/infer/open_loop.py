@@ -8,7 +8,6 @@ still, and a picture of both paths on every camera.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -22,10 +21,11 @@ from apt.infer.planner import TrajPlanner
 from apt.model.action_transform import action_to_state, state_to_action
 from apt.model.pretrained import CheckpointMismatch
 from data_utils.config import DataConfig
-from data_utils.data_loc import EPISODE_SUFFIXES
+from data_utils.data_loc import find_episodes
 from data_utils.datasets import get_dataset_class
 from data_utils.drawing.paths import PREDICTED, RECORDED
 from data_utils.errors import DataError
+from data_utils.files import write_json
 from data_utils.samples.dataset import H5DatasetMapBase
 from infer_utils.draw_traj import draw_on_cameras
 
@@ -105,19 +105,15 @@ def evaluate(
     return {name: {key: float(np.mean([row[key] for row in r])) for key in r[0]} for name, r in rows.items()}
 
 
-def episode_files(path: Path) -> list[str]:
-    """Episode files of a folder, or the file itself. Raises ``DataError``."""
-    files = [path] if path.is_file() else sorted(p for p in path.glob("*") if p.suffix in EPISODE_SUFFIXES)
-    if not files:
-        raise DataError(f"no episodes ({', '.join(EPISODE_SUFFIXES)}) in {path}; record or convert some first")
-    return [str(file) for file in files]
-
-
 def _training_episodes(
     dataset_class: type[H5DatasetMapBase], folder: Path | None, config: DataConfig
 ) -> H5DatasetMapBase:
     try:
-        return dataset_class(None if folder is None else episode_files(folder), config=config, train=False)
+        return dataset_class(
+            None if folder is None else find_episodes(folder, "record or convert some first"),
+            config=config,
+            train=False,
+        )
     except DataError as error:
         if folder is not None or error.rule != "location":
             raise
@@ -151,7 +147,9 @@ def main(argv: list[str] | None = None) -> int:
         )
         config: DataConfig = planner.get_config()
         dataset_class = get_dataset_class(planner.train_config.dataset_classes[0])
-        recorded = dataset_class(episode_files(args.episodes), config=config, train=False)
+        recorded = dataset_class(
+            find_episodes(args.episodes, "record or convert some first"), config=config, train=False
+        )
         training = _training_episodes(dataset_class, args.train_episodes, config)
         if args.out is not None:
             args.out.mkdir(parents=True, exist_ok=True)
@@ -168,7 +166,7 @@ def main(argv: list[str] | None = None) -> int:
     ratio = results["policy"]["position_m"] / results["mean_motion"]["position_m"]
     print(f"  policy / mean motion: position error ratio {ratio:.2f}")
     if args.out is not None:
-        (args.out / "open_loop.json").write_text(json.dumps({**results, "position_ratio": ratio}, indent=2) + "\n")
+        write_json(args.out / "open_loop.json", {**results, "position_ratio": ratio})
     return 0
 
 

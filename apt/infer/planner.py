@@ -13,18 +13,17 @@ import cv2
 import numpy as np
 import torch
 
-from apt.infer.contract import ObservationContract
-from apt.infer.frame_window import FrameWindow, blank_sample
+from apt.infer.frame_window import FrameWindow
 from apt.infer.plan import Plan, Timing
 from apt.infer.policy import Policy
-from apt.infer.realtime_chunking import Chunk, RealTimeChunking, guide_from_chunk
-from data_utils.batches.collate import Collator
+from apt.infer.query import Query, collator
+from apt.infer.realtime_chunking import Chunk, RealTimeChunking
+from apt.infer.settings import PlannerSettings, data_config, planner_settings
+from apt.infer.warming import warm_up
 from data_utils.config import DataConfig
-from data_utils.datasets import get_dataset_class
-from data_utils.samples.observation import future_times, robot_from_policy_ee
+from data_utils.samples.observation import robot_from_policy_ee
 from infer_utils.draw_traj import draw_plan
 from infer_utils.trajectory_ensembler import TrajectoryEnsembler
-from train_utils.errors import ConfigError
 
 
 class TrajPlanner:
@@ -62,7 +61,7 @@ class TrajPlanner:
         chunking: RealTimeChunking | None = None,
     ) -> None:
         policy = Policy.load(ckpt_path, device, use_ema, compile)
-        self._start(policy, ensemble, seed, steps, sampler, chunking, None)
+        self._start(policy, planner_settings(policy, ensemble, seed, steps, sampler, chunking, None))
 
     @classmethod
     def of_policy(
@@ -77,47 +76,28 @@ class TrajPlanner:
     ) -> "TrajPlanner":
         """A session on a policy that is loaded already; ``config`` as in :meth:`set_config`, None: the trained one."""
         planner = cls.__new__(cls)
-        planner._start(policy, ensemble, seed, steps, sampler, chunking, config)
+        planner._start(policy, planner_settings(policy, ensemble, seed, steps, sampler, chunking, config))
         return planner
 
     def session(self, seed: int | None = None) -> "TrajPlanner":
         """Another session on the same policy, with this one's settings and config, and frames, instruction,
         trajectories and noise (from ``seed``; None: this one's) of its own."""
+        planner = type(self).__new__(type(self))
         with self._lock:
-            return self.of_policy(
-                self.policy,
-                self._num_ensemble,
-                self._seed if seed is None else seed,
-                self._steps,
-                self._sampler,
-                self._chunking,
-                self._config,
-            )
+            settings = self._settings
+        planner._start(self.policy, settings if seed is None else dataclasses.replace(settings, seed=seed))
+        return planner
 
-    def _start(
-        self,
-        policy: Policy,
-        ensemble: int,
-        seed: int,
-        steps: int | None,
-        sampler: str | None,
-        chunking: RealTimeChunking | None,
-        config: str | dict | DataConfig | None,
-    ) -> None:
+    def _start(self, policy: Policy, settings: PlannerSettings) -> None:
         self.policy = policy
-        policy.schedule(steps, sampler)  # checks them
-        self._steps = steps
-        self._sampler = policy.samplers[0] if sampler is None else sampler
-        self._seed, self._generator = seed, policy.generator(seed)
         self._lock = threading.RLock()  # guards everything below
+        self._settings = settings
+        self._generator = policy.generator(settings.seed)
         self._prompt: str | None = None
         self._ensemblers: list[TrajectoryEnsembler] = []
-        self._executed: Chunk | None = None  # the last query's first sample
         self._resets = 0  # a query that was overtaken by a reset leaves no trace
-        self._num_ensemble, self._chunking = 0, None
-        self.set_config(policy.train_config.data_configs()[0] if config is None else config)
-        self.set_ensemble_nums(ensemble)
-        self.set_chunking(chunking)
+        self._collate = collator(policy, settings.config, policy.pad_multiple)
+        self.reset()
         self.last_timing: Timing | None = None
 
     @property
@@ -140,13 +120,13 @@ class TrajPlanner:
     def sampling(self) -> dict[str, Any]:
         """What shapes a trajectory beside weights, frames and noise, as plain data."""
         with self._lock:
-            chunking = None if self._chunking is None else dataclasses.asdict(self._chunking)
-            return {
-                "ensemble": self._num_ensemble,
-                "steps": self._steps,
-                "sampler": self._sampler,
-                "chunking": chunking,
-            }
+            settings = self._settings
+        return {
+            "ensemble": settings.ensemble,
+            "steps": settings.steps,
+            "sampler": settings.sampler,
+            "chunking": None if settings.chunking is None else dataclasses.asdict(settings.chunking),
+        }
 
     def set_prompt(self, prompt: str) -> None:
         """The instruction from now on. Raises ``ValueError`` for what is no text, or an empty one."""
@@ -162,45 +142,22 @@ class TrajPlanner:
             ValueError: an unknown name or field, a dataset that the policy was not trained on, or history and future
                 lengths that it was not trained with.
         """
-        if isinstance(config, str):
-            config = self._trained_config(config)
-        elif isinstance(config, dict):
-            config = DataConfig.from_dict(config)
-        trained = self.policy.model.config
-        if (config.num_history, config.num_future) != (trained.num_history, trained.num_future):
-            raise ConfigError(
-                f"the config has {config.num_history} history and {config.num_future} future states, the policy was "
-                f"trained with {trained.num_history} and {trained.num_future}"
-            )
-        collate = self._collator(config, self.policy.pad_multiple)
+        config = data_config(self.policy, config)
+        collate = collator(self.policy, config, self.policy.pad_multiple)
         with self._lock:
-            _check_delay(self._chunking, config)
-            self._config, self._collate = config, collate
+            self._settings = dataclasses.replace(self._settings, config=config)
+            self._collate = collate
             self.reset()
 
-    def _trained_config(self, name: str) -> DataConfig:
-        """As training had it, image size included. Raises ``ValueError``."""
-        get_dataset_class(name)  # an unknown name is another mistake than an untrained one
-        trained = dict(zip(self.train_config.dataset_classes, self.train_config.data_configs(), strict=True))
-        if name not in trained:
-            raise ConfigError(
-                f"the policy was not trained on {name}; it was on {', '.join(trained)}: name one of these, or give the "
-                "cameras, arms and times of a robot that is like them as a DataConfig (a dictionary will do)"
-            )
-        return trained[name]
-
     def get_config(self) -> DataConfig:
-        return self._config
+        return self._settings.config
 
     def set_ensemble_nums(self, n: int) -> None:
         """How many trajectories are blended from now on; 0: none. Raises ``ValueError``."""
-        if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 0:
-            raise ValueError(f"ensemble size is {n!r}; wanted 0 (off) or more")
         with self._lock:
-            self._check_one_smoothing(n, self._chunking)
-            self._num_ensemble = int(n)
+            self._settings = dataclasses.replace(self._settings, ensemble=n)
             for ensembler in self._ensemblers:
-                ensembler.resize(self._num_ensemble)
+                ensembler.resize(self._settings.ensemble)
 
     def set_chunking(self, chunking: RealTimeChunking | None) -> None:
         """Let every chunk go on from the last one (real-time chunking); None: not.
@@ -209,29 +166,18 @@ class TrajPlanner:
             ValueError: there is an ensemble, or the delay is not shorter than a chunk (where the time step is measured
                 from the frames, the next query says so).
         """
-        if chunking is not None and not isinstance(chunking, RealTimeChunking):
-            raise ValueError(f"chunking is a {type(chunking).__name__}; wanted RealTimeChunking or None")
         with self._lock:
-            self._check_one_smoothing(self._num_ensemble, chunking)
-            _check_delay(chunking, self._config)
-            self._chunking, self._executed = chunking, None
-
-    @staticmethod
-    def _check_one_smoothing(ensemble: int, chunking: RealTimeChunking | None) -> None:
-        if ensemble > 0 and chunking is not None:
-            raise ValueError(
-                f"real-time chunking and an ensemble of {ensemble} exclude each other: blending would undo the frozen "
-                "steps; set the ensemble to 0, or chunking to None"
-            )
+            self._settings = dataclasses.replace(self._settings, chunking=chunking)
+            self._executed = None
 
     def reset(self, seed: int | None = None) -> None:
         """Forget frames and past trajectories; prompt and config stay. With ``seed``, noise begins anew from there."""
         with self._lock:
             if seed is not None:
                 self._generator = self.policy.generator(seed)
-            self._window = FrameWindow(self._config)
+            self._window = FrameWindow(self._settings.config)
             self._ensemblers.clear()
-            self._executed = None
+            self._executed: Chunk | None = None  # the last query's first sample
             self._resets += 1
 
     # -- frames ----------------------------------------------------------------------------------------------------
@@ -302,53 +248,23 @@ class TrajPlanner:
         """
         if isinstance(sample_num, bool) or not isinstance(sample_num, (int, np.integer)) or sample_num < 1:
             raise ValueError(f"sample_num is {sample_num!r}; wanted 1 or more")
-        steps, sampler = self._steps if steps is None else steps, self._sampler if sampler is None else sampler
+        steps, sampler = self._denoising(steps, sampler)
         self.policy.schedule(steps, sampler)  # checked before anything is changed
-        with self._lock:
-            if frames is not None:
-                _check_prompt(self._prompt if prompt is None else prompt)
-                self.add_obs_frames(frames if isinstance(frames, (list, tuple)) else [frames])
-            if prompt is not None:
-                self.set_prompt(prompt)
+        self._take_in(frames, prompt)
         began = time.perf_counter()
         # The frames are looked at when the turn has come: they would be old by then.
         with self.policy.turn() as wait:
-            with self._lock:
-                if not self._window:
-                    return None
-                window, prompt, collate = self._window.copy(), self._prompt, self._collate
-                chunking, executed, resets = self._chunking, self._executed, self._resets
-            _check_prompt(prompt)
-            config, newest, step = window.config, window.newest, window.time_step
-            if step is None:
-                raise ValueError(
-                    "one frame cannot tell the time step and the config sets neither sample_dt nor record_dt; "
-                    "add a second frame, or set_config one with sample_dt"
-                )
+            query = self._look()
+            if query is None:
+                return None
             preparing = time.perf_counter()
-            now = newest.timestamp
-            times = future_times(config, now, step)
-            observation = collate([window.sample(prompt, step)]).observation
-            guide = None
-            if chunking is not None:
-                chunking.check_fits(times[-1] - now, ObservationContract(config).time_unit)
-            if chunking is not None and executed is not None:
-                guide = guide_from_chunk(chunking, executed, times, now, observation)
+            observation, times, guide = query.prepare()
             prepared = time.perf_counter()
             states, seconds = self.policy.infer(
                 observation, self._generator, int(sample_num), steps, sampler, guide
             )  # (S, Ta, Nee, 17)
-            with self._lock:
-                forgotten = resets != self._resets
-                arms = newest.world_from_ee.shape[0]
-                poses = robot_from_policy_ee(states[..., :16].reshape(*states.shape[:-1], 4, 4)[:, :, :arms], config)
-                grippers = np.clip(states[:, :, :arms, 16], 0.0, 1.0)
-                if not forgotten and self._num_ensemble > 0:
-                    blended = [self._blend(i, poses[i], grippers[i], times) for i in range(sample_num)]
-                    poses, grippers = (np.stack(part) for part in zip(*blended, strict=True))
-                if not forgotten and self._chunking is not None:
-                    self._executed = Chunk(times, states[0])
-        image = draw_plan(newest.cameras.values(), poses, grippers) if draw_traj else None
+            poses, grippers = self._finish(query, states, times)
+        image = draw_plan(query.window.newest.cameras.values(), poses, grippers) if draw_traj else None
         if image is not None and compress_traj_img:
             image = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
         timing = Timing(
@@ -361,6 +277,47 @@ class TrajPlanner:
         )
         self.last_timing = timing
         return Plan(poses, grippers, times, image, timing)
+
+    def _denoising(self, steps: int | None, sampler: str | None) -> tuple[int | None, str]:
+        """A query's own, or the planner's."""
+        settings = self._settings
+        return settings.steps if steps is None else steps, settings.sampler if sampler is None else sampler
+
+    def _take_in(self, frames: dict[str, Any] | Sequence[dict[str, Any]] | None, prompt: str | None) -> None:
+        with self._lock:
+            if frames is not None:
+                _check_prompt(self._prompt if prompt is None else prompt)
+                self.add_obs_frames(frames if isinstance(frames, (list, tuple)) else [frames])
+            if prompt is not None:
+                self.set_prompt(prompt)
+
+    def _look(self) -> Query | None:
+        """All that a query depends on, as it is now; None before the first frame."""
+        with self._lock:
+            if not self._window:
+                return None
+            query = Query(
+                self._window.copy(), self._prompt, self._collate, self._settings.chunking, self._executed, self._resets
+            )
+        _check_prompt(query.prompt)
+        return query
+
+    def _finish(self, query: Query, states: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Poses (S, Ta, Nee, 4, 4) and openness (S, Ta, Nee) of the robot, blended with the last queries', which
+        remember them unless the planner was reset meanwhile."""
+        newest, config = query.window.newest, query.window.config
+        arms = newest.world_from_ee.shape[0]
+        poses = robot_from_policy_ee(states[..., :16].reshape(*states.shape[:-1], 4, 4)[:, :, :arms], config)
+        grippers = np.clip(states[:, :, :arms, 16], 0.0, 1.0)
+        with self._lock:
+            if query.resets != self._resets:
+                return poses, grippers
+            if self._settings.ensemble > 0:
+                blended = [self._blend(i, poses[i], grippers[i], times) for i in range(len(poses))]
+                poses, grippers = (np.stack(part) for part in zip(*blended, strict=True))
+            if self._settings.chunking is not None:
+                self._executed = Chunk(times, states[0])
+        return poses, grippers
 
     def warm_up(
         self,
@@ -377,25 +334,10 @@ class TrajPlanner:
                 shape ready.
             steps, sampler: of the queries to come, as in :meth:`get_action`.
         """
-        steps, sampler = self._steps if steps is None else steps, self._sampler if sampler is None else sampler
         with self._lock:
-            config, chunking = self._config, self._chunking
-        sample = blank_sample(config)
-        shortest = self._collator(config, 1)([sample]).observation
-        bucket = self.policy.pad_multiple
-        first = -(-shortest.input_ids.shape[1] // bucket)
-        last = first if bucket == 1 else -(-(shortest.input_ids.shape[1] + prompt_tokens) // bucket)
-        generator = self.policy.generator(0)
-        for number in range(first, last + 1):
-            observation = self._collator(config, number * bucket)([sample]).observation
-            guides = [None]
-            if chunking is not None:
-                times = future_times(config, 0.0, 1.0)
-                rest = Chunk(times, np.repeat(sample.history[-1:], len(times), axis=0))
-                guides.append(guide_from_chunk(RealTimeChunking(0.0), rest, times, 0.0, observation))
-            for guide in guides:
-                with self.policy.turn():
-                    self.policy.infer(observation, generator, sample_num, steps, sampler, guide)
+            settings = self._settings
+        chunked = settings.chunking is not None
+        warm_up(self.policy, settings.config, sample_num, prompt_tokens, *self._denoising(steps, sampler), chunked)
 
     def ensemble_traj(
         self, poses: np.ndarray, grippers: np.ndarray, times: np.ndarray
@@ -406,19 +348,8 @@ class TrajPlanner:
 
     def _blend(self, index: int, poses, grippers, times) -> tuple[np.ndarray, np.ndarray]:
         while len(self._ensemblers) <= index:
-            self._ensemblers.append(TrajectoryEnsembler(self._num_ensemble))
+            self._ensemblers.append(TrajectoryEnsembler(self._settings.ensemble))
         return self._ensemblers[index].add(times, poses, grippers)
-
-    def _collator(self, config: DataConfig, pad_multiple: int) -> Collator:
-        tokenize = self.policy.prompt_tokenizer(config.image_hw)
-        return Collator(tokenize, tokenize.pad_id, config.num_cameras, config.num_arms, pad_multiple)
-
-
-def _check_delay(chunking: RealTimeChunking | None, config: DataConfig) -> None:
-    """Where the length of a chunk is known before the frames are. Raises ``ValueError``."""
-    contract = ObservationContract(config)
-    if chunking is not None and contract.chunk_length is not None:
-        chunking.check_fits(contract.chunk_length, contract.time_unit)
 
 
 def _check_prompt(prompt: Any) -> None:

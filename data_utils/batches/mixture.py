@@ -11,9 +11,9 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from data_utils.batches.samplers import SampleKey
-from data_utils.errors import DataError
+from data_utils.errors import DataError, UnusableEpisode
 from data_utils.samples.dataset import H5DatasetMapBase
-from data_utils.types import Sample, SkippedEpisode
+from data_utils.types import Sample
 
 ATTEMPTS = 8  # episodes tried for one key
 PID, READING, SINCE = range(3)  # columns of the notes that workers leave
@@ -53,14 +53,14 @@ class Mixture(Dataset):
         """
         dataset = self.datasets[key.dataset]
         episode, frame, rng = key.episode, key.frame, key.generator(self.seed)
-        skipped: list[SkippedEpisode] = []
+        skipped: list[UnusableEpisode] = []
         for attempt in range(ATTEMPTS):
             number = int(self._firsts[key.dataset]) + episode
             reason = int(self._blocked[number])
             if reason:
                 what = f"{_REASONS[reason]}; it is not opened again"
                 path = dataset.paths[episode]
-                skipped.append(SkippedEpisode(path, "file", f"{path}: {what}", blocked=True))
+                skipped.append(UnusableEpisode(path, "file", f"{path}: {what}", blocked=True))
             else:
                 self._note(number + 1)
                 try:
@@ -68,7 +68,7 @@ class Mixture(Dataset):
                     sample.skipped = tuple(skipped)
                     return sample
                 except DataError as error:
-                    skipped.append(SkippedEpisode(dataset.paths[episode], error.rule, str(error)))
+                    skipped.append(UnusableEpisode(dataset.paths[episode], error.rule, str(error)))
                 finally:
                     self._note(0)
             rng = key.replacement_generator(self.seed, attempt)

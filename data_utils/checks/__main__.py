@@ -10,6 +10,7 @@ import sys
 from dataclasses import asdict
 
 from data_utils.checks.checker import Report, Request
+from data_utils.words import one_line
 
 MEMORY_LIMIT = 16 << 30  # damaged sizes must not take the machine's memory
 
@@ -41,7 +42,7 @@ def main() -> None:
         try:
             report = inspect_file(request, beat)
         except Exception as error:  # whatever a damaged file brings up, the next file must be checked
-            what = f"cannot be checked ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            what = f"cannot be checked ({type(error).__name__}: {one_line(error)})"
             report = Report(rule="file", message=f"{request.path}: {what}; record it again")
         signal.alarm(0)
         print(json.dumps(asdict(report)), file=answers)

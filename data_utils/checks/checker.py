@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from data_utils.cli import cores
+from data_utils.errors import Fault
 from data_utils.words import ending
 
 # A further process is worth its start, half a second, from so many files on.
@@ -61,9 +62,8 @@ class Report:
         prompt: its first instruction.
         cameras: every camera the file has, the faulty ones too.
         rule, message: the fault that makes the whole file unusable; "" where there is none.
-        camera_faults: camera -> (rule, message) of cameras that cannot be used in a file that can.
-        faults, warnings: (rule, message) of all that is wrong and all that is unusual, without the file's name. Of
-            "deep" and "sampled", as is
+        camera_faults: of cameras that cannot be used in a file that can; the messages name the file.
+        faults, warnings: all that is wrong and all that is unusual. Of "deep" and "sampled", as is
         contents: ``data_utils.checks.contents.Contents`` as a dictionary; {} where the file cannot be read so far.
     """
 
@@ -73,9 +73,9 @@ class Report:
     cameras: tuple[str, ...] = ()
     rule: str = ""
     message: str = ""
-    camera_faults: dict[str, tuple[str, str]] = field(default_factory=dict)
-    faults: tuple[tuple[str, str], ...] = ()
-    warnings: tuple[tuple[str, str], ...] = ()
+    camera_faults: dict[str, Fault] = field(default_factory=dict)
+    faults: tuple[Fault, ...] = ()
+    warnings: tuple[Fault, ...] = ()
     contents: dict = field(default_factory=dict)
 
 
@@ -197,9 +197,9 @@ class _Child:
                     return Report(rule="file", message=f"{request.path}: {what}")
                 continue
             answer["cameras"] = tuple(answer["cameras"])
-            answer["camera_faults"] = {name: tuple(fault) for name, fault in answer["camera_faults"].items()}
+            answer["camera_faults"] = {name: Fault(*fault) for name, fault in answer["camera_faults"].items()}
             for name in ("faults", "warnings"):
-                answer[name] = tuple(tuple(item) for item in answer[name])
+                answer[name] = tuple(Fault(*item) for item in answer[name])
             return Report(**answer)
         raise AssertionError("unreachable: the second attempt returns")
 

@@ -13,6 +13,7 @@ from data_utils.episodes import schema
 from data_utils.errors import DataError
 from data_utils.h5io import Episode
 from data_utils.video import VideoCache
+from data_utils.words import one_line
 
 MEASURED_FRAMES = 16  # from which the mean size of a stored frame is taken
 # Attributes that say how the file is stored, or that are shown elsewhere.
@@ -43,6 +44,11 @@ class CameraContents:
     masked: bool
     video: str = ""
     frames_with_ee: tuple[int, ...] = ()
+
+    @property
+    def arms(self) -> tuple[int, ...]:
+        """The end-effectors that are arms: the file's own choice, else all."""
+        return self.ee_indices or tuple(range(self.num_ee))
 
     @classmethod
     def from_dict(cls, values: dict) -> "CameraContents":
@@ -78,6 +84,11 @@ class Contents:
     cameras: dict[str, CameraContents] = field(default_factory=dict)
     attributes: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def arms(self) -> tuple[int, ...]:
+        """The end-effectors that are arms: the file's own choice, else all."""
+        return self.ee_indices or tuple(range(self.num_ee))
+
     @classmethod
     def from_dict(cls, values: dict) -> "Contents":
         """Inverse of ``dataclasses.asdict``, also after a way through JSON."""
@@ -109,7 +120,7 @@ def read_contents(path: str | os.PathLike, videos: VideoCache, video_root: str |
             subtasks=tuple(episode.subtasks),
             cameras={camera: _camera(episode, camera, videos) for camera in episode.cameras},
             attributes={
-                name: " ".join(_text(value).split())[:200]
+                name: one_line(_text(value))
                 for name, value in sorted(attributes.items())
                 if name not in STORAGE_ATTRIBUTES and "prompt_text" not in name
             },

@@ -11,7 +11,7 @@ from data_utils.checks.checker import Report, Request
 from data_utils.checks.contents import read_contents
 from data_utils.checks.faults import find_faults
 from data_utils.checks.unusual import find_warnings
-from data_utils.errors import DataError
+from data_utils.errors import DataError, Fault
 from data_utils.h5io import Episode
 from data_utils.video import VideoCache
 
@@ -46,7 +46,7 @@ def inspect_file(request: Request, at: Callable[[str], None]) -> Report:
         try:
             read((name,))
         except DataError as error:
-            camera_faults[name] = (error.rule, str(error))
+            camera_faults[name] = Fault(error.rule, str(error))
     if not camera_faults:  # what is wrong is in none of the parts
         return Report(rule=fault.rule, message=str(fault))
     return Report(whole.length, whole.num_ee, whole.prompt, tuple(names), camera_faults=camera_faults)
@@ -62,7 +62,7 @@ def _examine_file(request: Request, at: Callable[[str], None]) -> Report:
     except DataError as error:
         if not faults:
             raise AssertionError(f"{path} passed every check, yet cannot be read: {error}") from error
-        return Report(faults=_pairs(faults))
+        return Report(faults=tuple(faults))
     at("warnings")
     warnings = [] if faults else find_warnings(path, videos, root)
     videos.close()
@@ -71,14 +71,10 @@ def _examine_file(request: Request, at: Callable[[str], None]) -> Report:
         num_ee=contents.num_ee,
         prompt=contents.prompts[0],
         cameras=tuple(contents.cameras),
-        faults=_pairs(faults),
-        warnings=_pairs(warnings),
+        faults=tuple(faults),
+        warnings=tuple(warnings),
         contents=asdict(contents),
     )
-
-
-def _pairs(found) -> tuple[tuple[str, str], ...]:
-    return tuple((item.rule, item.message) for item in found)
 
 
 def _read_small_arrays(episode) -> None:

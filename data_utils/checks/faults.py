@@ -10,34 +10,21 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 import h5py
 import numpy as np
 
 from data_utils.episodes import schema
-from data_utils.errors import DataError
+from data_utils.errors import DataError, Fault
 from data_utils.h5io import Episode
 from data_utils.video import TOLERANCE, VideoCache
+from data_utils.words import one_line
 
 REPORTED_FRAMES = 5  # per rule and key; the rest is counted
 OWN_KEYS = {
     *("ee_pose", "gripper", "ee_pose_desired", "gripper_desired", "timestamp"),
     *("subtask_description", "subtask_start_index"),
 }
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What is wrong with a file.
-
-    Args:
-        rule: one of ``data_utils.errors.RULES``.
-        message: one line that names key and frame; the file is known to the caller.
-    """
-
-    rule: str
-    message: str
 
 
 def find_faults(
@@ -121,7 +108,7 @@ class _Search:
         try:
             yield
         except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError, OverflowError) as error:
-            what = f"cannot be read ({' '.join(str(error).split())[:200]}); the file is damaged"
+            what = f"cannot be read ({one_line(error)}); the file is damaged"
             self.add(key, "file", f"{key} {what}")
 
     # -- the parts of a file ----------------------------------------------------------------------------------------

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from data_utils.checks.faults import Fault
 from data_utils.checks.visibility import camera_poses, frames_in_image, is_moving
-from data_utils.errors import DataError
+from data_utils.errors import DataError, Fault
 from data_utils.h5io import Episode
 from data_utils.video import VideoCache
 from data_utils.video.index import read_index
@@ -90,7 +89,7 @@ def _visibility(episode: Episode, shapes: dict[str, tuple[int, int]]) -> Iterato
     fixed = [camera for camera in shapes if not is_moving(camera_poses(episode, camera))]
     seen = {camera: frames_in_image(episode, camera, shapes[camera]).sum(0) for camera in fixed or shapes}
     least = SEEN * len(episode) if fixed else 1
-    for number, arm in enumerate(episode.ee_indices or range(episode.num_ee)):
+    for number, arm in enumerate(episode.arms):
         if seen and all(counts[number] < least for counts in seen.values()):
             which = "end-effector" if episode.num_ee == 1 else f"end-effector {arm}"
             where = ", ".join(f"in {camera}'s image in {counts[number]}" for camera, counts in seen.items())

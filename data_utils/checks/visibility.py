@@ -28,7 +28,7 @@ def frames_in_image(episode: Episode, camera: str, hw: tuple[int, int]) -> np.nd
     Raises:
         DataError: a pose or K that cannot be used.
     """
-    arms = list(episode.ee_indices or range(episode.num_ee))
+    arms = list(episode.arms)
     origins = episode.world_from_ee[:, arms][..., :3, 3]  # (T, arms, 3)
     inside = np.zeros(origins.shape[:2], bool)
     for frame, points in enumerate(origins):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from data_utils.cli import CommandLineError, parse
+from data_utils.cli import CommandLineError, cores, parse
 from data_utils.convert.runner import RECORD, run
 from data_utils.errors import DataError
 
@@ -54,17 +53,13 @@ def _parse(settings: type, argv: list[str], what: str) -> tuple[object, Path, in
         [
             ("settings", Annotated[settings, tyro.conf.arg(name="")]),
             ("out", Annotated[Path, tyro.conf.arg(help="Folder of the episode files.")]),
-            ("workers", Annotated[int, tyro.conf.arg(help="Processes.")], dataclasses.field(default=_cores())),
+            ("workers", Annotated[int, tyro.conf.arg(help="Processes.")], dataclasses.field(default=cores())),
         ],
     )
     parsed = parse(
         arguments, argv[1:], f"python -m data_utils.convert {argv[0]}", f"{what}, converted to episode files."
     )
     return parsed.settings, parsed.out, parsed.workers
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _jsonable(value):

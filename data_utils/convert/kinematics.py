@@ -9,6 +9,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from data_utils.errors import DataError
+from data_utils.words import one_line
 
 
 class Chain:
@@ -62,7 +63,7 @@ def _between(urdf: Path, base: str, tip: str) -> list:
     try:
         robot = yourdfpy.URDF.load(str(urdf), build_scene_graph=False, load_meshes=False).robot
     except Exception as error:  # its parser raises whatever the XML library does
-        raise DataError(f"{urdf}: cannot be read as URDF ({' '.join(str(error).split())[:200]})", "file") from error
+        raise DataError(f"{urdf}: cannot be read as URDF ({one_line(error)})", "file") from error
     parents = {joint.child: joint for joint in robot.joints}
     chain, link = [], tip
     while link != base:

@@ -21,6 +21,7 @@ from data_utils.convert.videos import video_index
 from data_utils.errors import DataError
 from data_utils.h5io import EpisodeData, VideoFrames
 from data_utils.video import nearest_frame
+from data_utils.words import one_line
 
 EPISODES_PER_FOLDER = 1000
 OWN_COLUMNS = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # of every LeRobot dataset
@@ -103,7 +104,7 @@ class _Episode:
             self._names = tuple(self._file.schema_arrow.names)
             self._groups, self._skip = self._rows()
         except (OSError, pyarrow.ArrowException) as error:
-            what = f"cannot be read ({' '.join(str(error).split())[:200]}); copy it again"
+            what = f"cannot be read ({one_line(error)}); copy it again"
             raise DataError(f"{self._path}: {what}", "file") from error
 
     @property
@@ -187,7 +188,7 @@ class _Episode:
         try:
             values = self._file.read_row_groups(self._groups, columns=[column]).column(0)
         except (OSError, pyarrow.ArrowException) as error:
-            what = f"column {column!r} cannot be read ({' '.join(str(error).split())[:200]}); copy it again"
+            what = f"column {column!r} cannot be read ({one_line(error)}); copy it again"
             raise DataError(f"{self._path}: {what}", "file") from error
         values = values.slice(self._skip, self.length).combine_chunks()
         return values.chunk(0) if isinstance(values, pyarrow.ChunkedArray) else values

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_utils.errors import DataError
+from data_utils.words import one_line
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 
@@ -151,14 +152,14 @@ def _json(path: Path) -> dict:
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; --src is the folder of a LeRobot dataset", "location") from error
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})", "file") from error
+        raise DataError(f"{path}: cannot be read ({one_line(error)})", "file") from error
 
 
 def _json_lines(path: Path) -> list[dict]:
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})", "file") from error
+        raise DataError(f"{path}: cannot be read ({one_line(error)})", "file") from error
 
 
 def _rows(path: Path, columns: list[str] | None = None) -> list[dict]:
@@ -171,4 +172,4 @@ def _rows(path: Path, columns: list[str] | None = None) -> list[dict]:
         wanted = None if columns is None else [name for name in columns if name in there]
         return file.read(columns=wanted).to_pylist()
     except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})", "file") from error
+        raise DataError(f"{path}: cannot be read ({one_line(error)})", "file") from error

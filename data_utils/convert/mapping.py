@@ -18,6 +18,7 @@ from pathlib import Path
 import yaml
 
 from data_utils.errors import DataError
+from data_utils.words import one_line
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -282,7 +283,7 @@ def load_mapping(name: str | Path) -> tuple[Mapping, Path]:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise MappingError(f"{path}: is not valid YAML ({' '.join(str(error).split())})", "schema") from error
+        raise MappingError(f"{path}: is not valid YAML ({one_line(error, None)})", "schema") from error
     try:
         return _build(Mapping, raw), path
     except _Wrong as error:

@@ -19,6 +19,7 @@ from data_utils.convert.mapping import check_files, load_mapping, mapping_conten
 from data_utils.convert.runner import Job
 from data_utils.errors import DataError
 from data_utils.h5io import EpisodeData
+from data_utils.words import one_line
 
 SUFFIXES = (".hdf5", ".h5")
 
@@ -91,7 +92,7 @@ class RobomimicConverter:
                         raise DataError(f"{path}: has no filter key {key!r}; there are {there}", "schema")
                     names = [item.decode() for item in file[f"mask/{key}"][()].tolist()]
         except OSError as error:
-            raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})", "file") from error
+            raise DataError(f"{path}: cannot be read ({one_line(error)})", "file") from error
         return sorted(names, key=lambda name: (int(re.sub(r"\D", "", name) or 0), name))
 
     def _file(self, path: Path) -> h5py.File:
@@ -100,7 +101,7 @@ class RobomimicConverter:
             try:
                 self._open = (path, h5py.File(path, "r"))
             except OSError as error:
-                raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})", "file") from error
+                raise DataError(f"{path}: cannot be read ({one_line(error)})", "file") from error
         return self._open[1]
 
 
@@ -120,7 +121,7 @@ class _Demonstration:
             self.length = int(self._group.attrs.get("num_samples", 0)) or len(self._group["actions"])
             self._attributes = {**file["data"].attrs, **self._group.attrs}
         except (KeyError, OSError, RuntimeError) as error:
-            raise DataError(f"{self.place}: cannot be read ({' '.join(str(error).split())[:200]})", "file") from error
+            raise DataError(f"{self.place}: cannot be read ({one_line(error)})", "file") from error
         self._datasets = {key: item for key, item in found.items() if item.shape and item.shape[0] == self.length}
         self.columns = tuple(self._datasets)
         self.fps = _control_frequency(self._attributes.get("env_args"))
@@ -167,9 +168,7 @@ class _Demonstration:
         try:
             return dataset[what]
         except (OSError, RuntimeError) as error:
-            raise self._fault(
-                f"dataset {column!r} cannot be read ({' '.join(str(error).split())[:200]})", "file"
-            ) from error
+            raise self._fault(f"dataset {column!r} cannot be read ({one_line(error)})", "file") from error
 
     def _fault(self, what: str, rule: str) -> DataError:
         return DataError(f"{self.place}: {what}", rule)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import sys
 import traceback
 from collections import Counter, deque
@@ -16,10 +15,12 @@ from typing import Protocol
 
 from tqdm import tqdm
 
+from data_utils.cli import bar
 from data_utils.convert.videos import decord_refuses, with_own_videos
-from data_utils.differences import describe_differences
 from data_utils.errors import DataError
+from data_utils.files import remove_leftovers, write_json
 from data_utils.h5io import EpisodeData, write_episode
+from data_utils.words import describe_differences, one_line
 from data_utils.worker_process import WorkerDied, WorkerProcess
 
 RECORD = "conversion.json"
@@ -151,7 +152,7 @@ def run(
             raise DataError(f"{out}: another conversion is writing there; wait for it", "location") from error
         settings = json.loads(json.dumps(dict(settings)))
         refused = _check_settings(out, settings)
-        _remove_temporaries(out)
+        remove_leftovers(out)
         summary = Summary(len(jobs), refused=refused)
         todo = [job for job in jobs if not (out / f"{job.name}{SUFFIX}").is_file()]
         summary.already_there = len(jobs) - len(todo)
@@ -160,7 +161,7 @@ def run(
             _convert_all(_Task(converter, out, copy_videos), todo, min(workers, len(todo)), summary, done)
         except KeyboardInterrupt:
             summary.interrupted = True
-        _remove_temporaries(out)  # of workers that were killed
+        remove_leftovers(out)  # of workers that were killed
         write_record(out, settings, summary, "interrupted" if summary.interrupted else "finished")
     return summary
 
@@ -180,12 +181,7 @@ def write_record(out: Path, settings: Mapping[str, object], summary: Summary, st
         "failed": [asdict(failure) for failure in sorted(summary.failed, key=lambda failure: failure.episode)],
         "videos_refused_by_decord": sorted(summary.refused),
     }
-    temporary = out / f".{RECORD}.tmp"
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, out / RECORD)
+    write_json(out / RECORD, content)
 
 
 def _check_settings(out: Path, settings: dict) -> set[str]:
@@ -210,21 +206,13 @@ def _check_settings(out: Path, settings: dict) -> set[str]:
     raise DataError(f"{out}: {what}", "location")
 
 
-def _remove_temporaries(out: Path) -> None:
-    """What a killed conversion left; only called under the folder's lock."""
-    for temporary in out.rglob(".*.tmp"):
-        temporary.unlink(missing_ok=True)
-
-
 # -- the parent's side --------------------------------------------------------------------------------------------
 
 
 def _convert_all(task: _Task, jobs: list[Job], count: int, summary: Summary, done: str) -> None:
     pending = deque(jobs)
     pool: list[WorkerProcess] = []
-    # On a terminal a moving bar, in a log file a line now and then.
-    interval = 0.1 if sys.stderr.isatty() else 30.0
-    bar = tqdm(total=summary.episodes, initial=summary.already_there, unit="episode", mininterval=interval)
+    progress = bar(total=summary.episodes, initial=summary.already_there, unit="episode")
     try:
         pool += [WorkerProcess(task) for _ in range(count)]
         while pool:
@@ -239,24 +227,24 @@ def _convert_all(task: _Task, jobs: list[Job], count: int, summary: Summary, don
                         raise RuntimeError(what) from None
                     pool.remove(worker)
                     lost = Failure(finished.name, WORKER_DIED, f"the worker process {death} while converting it")
-                    _account(finished, lost, summary, bar, done)
+                    _account(finished, lost, summary, progress, done)
                     if pending:
                         pool.append(WorkerProcess(task))
                     continue
                 if finished is not None:
-                    _account(finished, outcome, summary, bar, done)
+                    _account(finished, outcome, summary, progress, done)
                 if pending:
                     worker.give(pending.popleft())
                 else:
                     worker.give(None)
                     pool.remove(worker)
     finally:
-        bar.close()
+        progress.close()
         for worker in pool:
             worker.kill()
 
 
-def _account(job: Job, outcome: _Converted | Skipped | Failure, summary: Summary, bar: tqdm, done: str) -> None:
+def _account(job: Job, outcome: _Converted | Skipped | Failure, summary: Summary, progress: tqdm, done: str) -> None:
     if isinstance(outcome, _Converted):
         summary.converted += 1
         summary.refused |= outcome.refused
@@ -264,9 +252,9 @@ def _account(job: Job, outcome: _Converted | Skipped | Failure, summary: Summary
         summary.skipped[job.name] = str(outcome)
     else:
         summary.failed.append(outcome)
-        bar.write(f"{job.name}: {outcome.message}", file=sys.stderr)
-    bar.update()
-    bar.set_postfix({done: summary.converted, "skipped": len(summary.skipped), "failed": len(summary.failed)})
+        progress.write(f"{job.name}: {outcome.message}", file=sys.stderr)
+    progress.update()
+    progress.set_postfix({done: summary.converted, "skipped": len(summary.skipped), "failed": len(summary.failed)})
 
 
 # -- the worker's side --------------------------------------------------------------------------------------------
@@ -288,5 +276,5 @@ def _convert_one(task: _Task, job: Job) -> _Converted | Skipped | Failure:
     except Exception as error:  # a fault of a library on this one file must not end the run
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(place.filename).name}:{place.lineno}"
-        return Failure(job.name, UNEXPECTED, f"{type(error).__name__} at {where}: {' '.join(str(error).split())}")
+        return Failure(job.name, UNEXPECTED, f"{type(error).__name__} at {where}: {one_line(error, None)}")
     return converted

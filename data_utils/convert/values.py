@@ -15,6 +15,7 @@ from data_utils.convert.kinematics import Chain
 from data_utils.convert.mapping import INTRINSICS_FORMS, POSE_FORMS, Column, Gripper, InFile, Intrinsics, Pose, Values
 from data_utils.errors import DataError
 from data_utils.h5io import VideoFrames
+from data_utils.words import one_line
 
 
 class Recording(Protocol):
@@ -120,7 +121,7 @@ class Evaluator:
             except FileNotFoundError as error:
                 raise DataError(f"{path}: no such calibration file; {self._mapping} names it", "file") from error
             except (OSError, ValueError, yaml.YAMLError) as error:
-                raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})", "file") from error
+                raise DataError(f"{path}: cannot be read ({one_line(error)})", "file") from error
         return self._contents[path]
 
     # -- what the numbers mean ------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import numpy as np
 
 from data_utils.episodes import schema
 from data_utils.errors import DataError
+from data_utils.words import one_line
 
 _RESEAL = "python -m data_utils.inspect FILE --reseal"
 _UNSEALED = f"record it again, or, if it was changed on purpose, renew its checksums ({_RESEAL})"
@@ -41,7 +42,7 @@ class CheckedFile:
         try:
             self._file = h5py.File(self.path, "r")
         except OSError as error:
-            what = f"not a readable HDF5 file ({_one_line(error)}); record it again"
+            what = f"not a readable HDF5 file ({one_line(error)}); record it again"
             raise DataError(f"{self.path}: {what}", "file") from error
         self._datasets: dict[str, h5py.Dataset] = {}
         self._readers: dict[str, Callable[[int], np.ndarray]] = {}
@@ -106,7 +107,7 @@ class CheckedFile:
         except (KeyError, ValueError) as error:
             raise self.fault(key, "is missing or not an array; every such file needs it") from error
         except (OSError, RuntimeError) as error:
-            what = f"cannot be read ({_one_line(error)}); the file is damaged"
+            what = f"cannot be read ({one_line(error)}); the file is damaged"
             raise self.fault(key, what, "file") from error
         with self.reading(key):
             found, dtype = handle.shape, handle.dtype
@@ -163,7 +164,7 @@ class CheckedFile:
             raise
         except (OSError, RuntimeError, KeyError, ValueError, TypeError, MemoryError, OverflowError) as error:
             where = "" if frame is None else f" at frame {frame}"
-            what = f"cannot be read{where} ({_one_line(error)}); the file is damaged"
+            what = f"cannot be read{where} ({one_line(error)}); the file is damaged"
             raise self.fault(key, what, "file") from error
 
 
@@ -193,7 +194,3 @@ class _ItemReader:
             self._space.select_hyperslab((index,), (1,))
             self._id.read(self._one, self._space, out, self._type)
         return out[0]
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

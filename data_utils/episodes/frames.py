@@ -7,6 +7,8 @@ from typing import Protocol
 import cv2
 import numpy as np
 
+from data_utils.words import one_line
+
 
 class FrameError(Exception):
     """What is wrong with a frame; the caller adds file and key."""
@@ -37,7 +39,7 @@ class JpegDecoder:
         try:
             image = cv2.imdecode(data, self._flags)
         except cv2.error as error:
-            raise FrameError(f"is not a decodable JPEG ({' '.join(str(error).split())[:120]})") from error
+            raise FrameError(f"is not a decodable JPEG ({one_line(error, 120)})") from error
         if image is None:
             raise FrameError("is not a decodable JPEG; record the episode again")
         self._shape = self._shape or image.shape

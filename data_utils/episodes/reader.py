@@ -218,6 +218,11 @@ class Episode:
         return self._grippers("gripper_desired") if self.has_desired else None
 
     @property
+    def arms(self) -> tuple[int, ...]:
+        """The end-effectors that are arms: the file's own choice, else all."""
+        return self.ee_indices or tuple(range(self.num_ee))
+
+    @property
     def ee_indices(self) -> tuple[int, ...] | None:
         """The file's own choice of end-effectors, None where it makes none."""
         if "ee_indices" not in self._h5.attributes:

@@ -13,6 +13,7 @@ import numpy as np
 
 from data_utils.episodes import schema
 from data_utils.errors import DataError
+from data_utils.files import atomic_write
 
 WRITTEN_OPENNESS_TOLERANCE = 1e-3  # rounding; what is written is clipped
 
@@ -66,17 +67,13 @@ def write_episode(path: str | os.PathLike, data: EpisodeData, jpeg_quality: int 
     if not path.parent.is_dir():
         raise DataError(f"{path}: folder {path.parent} does not exist; create it first", "location")
     content = _Content(path, data, jpeg_quality)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+
+    def write(temporary: Path) -> None:
         # The 1.10 format checksums HDF5's own structures, which older ones leave unprotected.
         with h5py.File(temporary, "w", libver=("v110", "v110")) as file:
             content.fill(file)
-        _fsync(temporary)
-        os.replace(temporary, path)
-        _fsync(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+
+    atomic_write(path, write)
 
 
 class _Content:
@@ -257,11 +254,3 @@ def encode_jpeg(image: np.ndarray, quality: int, fault: Callable[[str], DataErro
     if not done:
         raise fault(f"of shape {image.shape} could not be encoded as JPEG")
     return jpeg.reshape(-1)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

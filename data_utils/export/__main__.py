@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_utils.cli import CommandLineError, parse
+from data_utils.cli import CommandLineError, cores, parse
 from data_utils.errors import DataError
 
 
@@ -21,7 +20,7 @@ class Settings:
     """Folder of the dataset; must not exist."""
     fps: int | None = None
     """Frames per second that the dataset states; what the timestamps say where it is not given."""
-    workers: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers: int = cores()
     """Processes that encode videos."""
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from tqdm import tqdm
 
+from data_utils.cli import bar
 from data_utils.convert.lerobot import MAPPING_PATH
-from data_utils.data_loc import is_episode_name
+from data_utils.data_loc import find_episodes
 from data_utils.errors import DataError
 from data_utils.export import plan, statistics
 from data_utils.h5io import Episode
@@ -49,9 +49,7 @@ def export(src: Path, out: Path, fps: int | None, workers: int) -> dict:
         raise DataError("export needs pyarrow; pip install pyarrow", "file") from error
     if not src.is_dir():
         raise DataError(f"{src}: no such folder; --src is a folder of episode files", "location")
-    paths = sorted(path for path in src.rglob("*") if is_episode_name(path.name) and path.is_file())
-    if not paths:
-        raise DataError(f"{src}: holds no episode files", "location")
+    paths = [Path(path) for path in find_episodes(src, "--src is a folder of them")]
     if out.exists():
         raise DataError(f"{out}: is there already; name a folder that is not", "location")
     if workers < 1:
@@ -107,7 +105,7 @@ class _Dataset:
         with ProcessPoolExecutor(min(workers, count), context, _begin_worker, (self,)) as pool:
             futures = {pool.submit(_write_episode, index): index for index in range(count)}
             try:
-                for future in tqdm(as_completed(futures), total=count, unit="episode"):
+                for future in bar(as_completed(futures), total=count, unit="episode"):
                     of_episodes[futures[future]] = future.result()
             except BrokenProcessPool as error:
                 raise DataError(f"{self.root}: a worker process was killed (out of memory?)", "file") from error

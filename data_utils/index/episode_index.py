@@ -10,12 +10,10 @@ overwritten in place leaves its folder's time alone; ``--full`` looks at every f
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -24,17 +22,18 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from data_utils.checks.checker import FileChecker, Report, Request, check_files
-from data_utils.data_loc import is_episode_name
+from data_utils.cli import bar
 from data_utils.errors import DataError
+from data_utils.files import atomic_write
+from data_utils.index.scan import file_status, scan, static_folder
+from data_utils.words import one_line
 
 logger = logging.getLogger(__name__)
 
 INDEX_VERSION = 1
 INDEX_FOLDER = ".apt_index"
-SETTLED_NS = 2_000_000_000  # a folder changed less than this ago may change again without a new time
 SAVE_EVERY_S = 60.0
 CHUNK = 5000  # files checked between two looks at the clock
 SCHEMA = pa.schema(
@@ -68,7 +67,7 @@ class EpisodeIndex:
     def __init__(self, path: str | os.PathLike, checker: FileChecker | None = None, full: bool = False) -> None:
         self.path = os.path.abspath(os.fspath(path))
         self._check = check_files if checker is None else checker.check
-        self.root = self.path if os.path.isdir(self.path) else _static_folder(self.path)
+        self.root = self.path if os.path.isdir(self.path) else static_folder(self.path)
         self._beside, self._elsewhere = _index_files(self.path, self.root)
         self._rows, self._folders = SCHEMA.empty_table(), {}
         if not os.path.isfile(self.path):  # a single file is checked as fast as its index would be read
@@ -97,7 +96,7 @@ class EpisodeIndex:
         """
         known = {} if full else self._folders
         try:
-            folders, listed = self._scan(known)
+            folders, listed = scan(self.path, self.root, known)
         except OSError as error:
             raise DataError(f"{self.path} cannot be listed ({error}); check its permissions", "location") from error
         unchanged = pa.array([os.fsencode(folder) for folder in folders if folder not in listed], pa.binary())
@@ -126,56 +125,6 @@ class EpisodeIndex:
             self._store()
         return len(new)
 
-    # -- finding files ------------------------------------------------------------------------------------------
-
-    def _scan(self, known: dict[str, int]) -> tuple[dict[str, int], dict[str, list[tuple[str, int, int]]]]:
-        """Modification time of every folder, and (name, size, mtime_ns) of the files of those that changed."""
-        if self.path != self.root:
-            return self._scan_glob(known)
-        children: dict[str, list[str]] = {}
-        for folder in known:
-            if folder:
-                children.setdefault(os.path.dirname(folder), []).append(folder)
-        folders: dict[str, int] = {}
-        listed: dict[str, list[tuple[str, int, int]]] = {}
-        waiting: list[tuple[str, frozenset[int]]] = [("", frozenset())]
-        while waiting:
-            folder, above = waiting.pop()
-            status = os.stat(os.path.join(self.root, folder))
-            if status.st_ino in above:  # a link to a folder it lies in
-                continue
-            folders[folder] = _settled(status.st_mtime_ns)
-            below = above | {status.st_ino}
-            if known.get(folder) == status.st_mtime_ns:
-                waiting += [(child, below) for child in children.get(folder, ())]
-                continue
-            listed[folder] = files = []
-            with os.scandir(os.path.join(self.root, folder)) as entries:
-                for entry in entries:
-                    if entry.name.startswith("."):
-                        continue
-                    if entry.is_dir():
-                        waiting.append((os.path.join(folder, entry.name), below))
-                    elif is_episode_name(entry.name):
-                        files += _file_status(entry.path, entry.name)
-        return folders, listed
-
-    def _scan_glob(self, known: dict[str, int]) -> tuple[dict[str, int], dict[str, list[tuple[str, int, int]]]]:
-        names: dict[str, list[str]] = {}
-        for path in [self.path] if os.path.isfile(self.path) else glob.glob(self.path, recursive=True):
-            folder, name = os.path.split(path)
-            if path == self.path or is_episode_name(name):
-                names.setdefault(os.path.relpath(folder, self.root).removeprefix("."), []).append(name)
-        folders, listed = {}, {}
-        for folder, found in names.items():
-            mtime_ns = os.stat(os.path.join(self.root, folder)).st_mtime_ns
-            folders[folder] = _settled(mtime_ns)
-            if known.get(folder) != mtime_ns:
-                listed[folder] = [
-                    status for name in found for status in _file_status(os.path.join(self.root, folder, name), name)
-                ]
-        return folders, listed
-
     # -- checking files -----------------------------------------------------------------------------------------
 
     def _check_new(self, rows: pa.Table, new: list[tuple[bytes, bytes, int, int]]) -> pa.Table:
@@ -183,15 +132,11 @@ class EpisodeIndex:
         if not new:
             return rows
         saved, lock = time.monotonic(), threading.Lock()
-        # Shown when it takes a while; a log file gets a line every half minute.
-        with tqdm(
-            total=len(new), desc=f"checking {self.path}", unit="file", delay=3.0,
-            mininterval=0.5 if sys.stderr.isatty() else 30.0,
-        ) as bar:  # fmt: skip
+        with bar(total=len(new), desc=f"checking {self.path}", unit="file", delay=3.0) as checked:
 
             def done() -> None:
                 with lock:
-                    bar.update()
+                    checked.update()
 
             for first in range(0, len(new), CHUNK):
                 chunk = new[first : first + CHUNK]
@@ -219,7 +164,7 @@ class EpisodeIndex:
             if stored.get("version") != INDEX_VERSION or not rows.schema.equals(SCHEMA):
                 raise ValueError("it is of another version")
         except (pa.ArrowException, OSError, ValueError) as error:
-            logger.warning("%s is not a usable index (%s); it is built again", file, " ".join(str(error).split()))
+            logger.warning("%s is not a usable index (%s); it is built again", file, one_line(error, None))
             return
         self._rows = rows
         # In a copy of the data the folders' times say nothing.
@@ -233,16 +178,10 @@ class EpisodeIndex:
         stored["folders"] = self._folders
         rows = self._rows.replace_schema_metadata({"apt_index": json.dumps(stored)})
         file = self._beside if self._writable else self._elsewhere
-        temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as stream:
-                pq.write_table(rows, stream, compression="zstd")
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, file)
+            atomic_write(file, lambda temporary: pq.write_table(rows, temporary, compression="zstd"))
         except OSError as error:  # a full disk must not keep anybody from training
-            temporary.unlink(missing_ok=True)
             logger.warning("the index of %s could not be stored (%s); opening it takes as long again", self.path, error)
 
 
@@ -254,7 +193,7 @@ def check_paths(paths: Iterable[str | os.PathLike]) -> pa.Table:
     paths = [os.fspath(path) for path in paths]
     keys = []
     for path in paths:
-        status = _file_status(path, path)
+        status = file_status(path, path)
         keys.append((b"", os.fsencode(path), *(status[0][1:] if status else (0, 0))))
     rows = _rows_of(keys, check_files([Request(path) for path in paths]))
     return rows.drop_columns(["folder", "name"]).add_column(0, "path", rows["name"])
@@ -267,28 +206,6 @@ def _rows_of(keys: Sequence[tuple[bytes, bytes, int, int]], reports: Sequence[Re
     columns["cameras"] = [json.dumps(report.cameras) for report in reports]
     columns["camera_faults"] = [json.dumps(report.camera_faults) if report.camera_faults else "" for report in reports]
     return pa.table(columns, schema=SCHEMA)
-
-
-def _file_status(path: str, name: str) -> list[tuple[str, int, int]]:
-    """(name, size, mtime_ns) of a file, nothing where it has just been removed."""
-    try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        return []
-    return [(name, status.st_size, status.st_mtime_ns)]
-
-
-def _settled(mtime_ns: int) -> int:
-    """The time to remember for a folder; -1, which is no folder's, while it may still change unnoticed."""
-    return mtime_ns if mtime_ns < time.time_ns() - SETTLED_NS else -1
-
-
-def _static_folder(pattern: str) -> str:
-    """The longest leading folder of a file's path or a glob that holds no wildcard."""
-    folder = os.path.dirname(pattern)
-    while glob.has_magic(folder):
-        folder = os.path.dirname(folder)
-    return folder
 
 
 def _index_files(path: str, root: str) -> tuple[Path, Path]:

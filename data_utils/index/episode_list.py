@@ -5,23 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_utils.data_loc import Location
+from data_utils.errors import UnusableEpisode
 from data_utils.index.episode_index import EpisodeIndex, check_paths
-
-
-@dataclass(frozen=True)
-class Fault:
-    """An episode that is left out: its file, the broken rule of ``data_utils.errors.RULES``, one line."""
-
-    path: str
-    rule: str
-    message: str
 
 
 class EpisodeList(Sequence[str]):
@@ -32,7 +23,7 @@ class EpisodeList(Sequence[str]):
         faults: the episodes that are left out.
     """
 
-    def __init__(self, rows: pa.Table, roots: Sequence[str | None], faults: list[Fault]) -> None:
+    def __init__(self, rows: pa.Table, roots: Sequence[str | None], faults: list[UnusableEpisode]) -> None:
         self._paths = rows["path"].combine_chunks()
         self._status = np.stack([rows["size"].to_numpy(), rows["mtime_ns"].to_numpy()], axis=1)  # (N, 2)
         self._root = rows["root"].to_numpy()  # into _roots
@@ -103,7 +94,7 @@ def list_episodes(
     return EpisodeList(rows.filter(pa.array(usable)), roots, list(faults.values()))
 
 
-def _faults(rows: pa.Table, cameras: tuple[str, ...]) -> dict[int, Fault]:
+def _faults(rows: pa.Table, cameras: tuple[str, ...]) -> dict[int, UnusableEpisode]:
     """Row -> fault of every episode that cannot be used with these cameras."""
     # A dataset has a handful of camera lists, and few faults: only rows where something is wrong are looked at.
     lists = rows["cameras"].combine_chunks().dictionary_encode()
@@ -116,15 +107,15 @@ def _faults(rows: pa.Table, cameras: tuple[str, ...]) -> dict[int, Fault]:
         path = os.fsdecode(rows["path"][row].as_py())
         in_cameras = json.loads(rows["camera_faults"][row].as_py() or "{}")
         if rows["rule"][row].as_py():
-            faults[row] = Fault(path, rows["rule"][row].as_py(), _at(path, rows["message"][row].as_py()))
+            faults[row] = UnusableEpisode(path, rows["rule"][row].as_py(), _at(path, rows["message"][row].as_py()))
         elif lacks[row]:
             kind = lists.indices[row].as_py()
             what = f"{' and '.join(missing[kind])} camera is missing; the file has {', '.join(there[kind]) or 'none'}"
-            faults[row] = Fault(path, "camera", f"{path}: {what}")
+            faults[row] = UnusableEpisode(path, "camera", f"{path}: {what}")
         else:
             used = [fault for camera, fault in in_cameras.items() if camera in cameras]
             if used:
-                faults[row] = Fault(path, used[0][0], _at(path, used[0][1]))
+                faults[row] = UnusableEpisode(path, used[0][0], _at(path, used[0][1]))
     return faults
 
 

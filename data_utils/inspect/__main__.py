@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,16 +17,16 @@ from typing import Annotated, Literal
 
 import numpy as np
 import tyro
-from tqdm import tqdm
 
 from data_utils.checks.checker import FileChecker, Report, Request
 from data_utils.checks.contents import Contents
-from data_utils.cli import CommandLineError, parse
+from data_utils.cli import CommandLineError, bar, parse
 from data_utils.config import DataConfig
 from data_utils.data_loc import episode_files
-from data_utils.errors import DataError
+from data_utils.errors import DataError, Fault
+from data_utils.files import write_json
 from data_utils.inspect.texts import count_text, episode_lines, set_lines, speed_lines
-from data_utils.words import counted
+from data_utils.words import counted, one_line
 
 PROG = "python -m data_utils.inspect"
 MEASURED_EPISODES = 200  # of large sets
@@ -77,8 +76,8 @@ class Inspected:
     """What was found in one file."""
 
     path: str
-    faults: tuple[tuple[str, str], ...]  # rule, message
-    warnings: tuple[tuple[str, str], ...]
+    faults: tuple[Fault, ...]
+    warnings: tuple[Fault, ...]
     contents: Contents | None  # None where the file cannot be read so far
 
     @classmethod
@@ -93,7 +92,7 @@ def main(argv: Sequence[str]) -> int:
         options = parse(Options, argv, PROG, "Look at episode files: contents, faults, pictures.")
         return _run(options)
     except ValueError as error:  # CommandLineError and DataError are such
-        print(f"{PROG}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{PROG}: {one_line(error, None)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{PROG}: interrupted", file=sys.stderr)
@@ -146,7 +145,7 @@ def _run(options: Options) -> int:
         with _writing(options.json, "--json"):
             _write_json(options.json, inspected, speed)
     faulty = [item for item in inspected if item.faults]
-    broken = [rule for item in faulty for rule in sorted({rule for rule, _ in item.faults})]
+    broken = [rule for item in faulty for rule in sorted({fault.rule for fault in item.faults})]
     print(count_text(len(faulty), len(inspected), broken))
     return 1 if faulty else 0
 
@@ -170,11 +169,8 @@ def find_files(paths: Sequence[str]) -> list[str]:
 
 def check_with_bar(checker: FileChecker, requests: Sequence[Request]) -> list[Report]:
     """Reports in the order of the requests, their faults without the files' names."""
-    with tqdm(
-        total=len(requests), desc="checking", unit="episode", delay=1.0,
-        mininterval=0.2 if sys.stderr.isatty() else 30.0,
-    ) as bar:  # fmt: skip
-        reports = checker.check(requests, bar.update)
+    with bar(total=len(requests), desc="checking", unit="episode", delay=1.0) as checked:
+        reports = checker.check(requests, checked.update)
     return [_whole(report, request.path) for report, request in zip(reports, requests, strict=True)]
 
 
@@ -182,7 +178,7 @@ def _whole(report: Report, path: str) -> Report:
     """With the fault of a file that ended its checking process among the faults."""
     if not report.rule:
         return report
-    fault = (report.rule, report.message.removeprefix(f"{path}: "))
+    fault = Fault(report.rule, report.message.removeprefix(f"{path}: "))
     return dataclasses.replace(report, rule="", message="", faults=(fault, *report.faults))
 
 
@@ -312,12 +308,7 @@ def _write_json(path: Path, inspected: Sequence[Inspected], speed) -> None:
         "speed": None if speed is None else dataclasses.asdict(speed),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as stream:
-        json.dump(values, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    write_json(path, values)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,11 +9,12 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
+from data_utils.cli import bar
 from data_utils.drawing.captions import BACKGROUND, FAINT, TEXT, broken, text_band
 from data_utils.drawing.mp4 import VideoWriter
 from data_utils.drawing.paths import RECORDED, draw_states, draw_trajectory, enlarge
+from data_utils.files import atomic_write
 from data_utils.geometry.camera import project
 from data_utils.h5io import Episode
 
@@ -83,8 +83,7 @@ def write_video(path: Path, episode: Episode, cameras: Sequence[str], horizon: i
         rate: frames per second of the recording; beyond what players show, 20 are shown.
     """
     with VideoWriter(path, rate if 4 <= rate <= 60 else DEFAULT_FPS) as video:
-        often = 0.2 if sys.stderr.isatty() else 30.0  # a log file gets a line every half minute
-        for frame in tqdm(range(len(episode)), f"video {path.name}", unit="frame", delay=2.0, mininterval=often):
+        for frame in bar(range(len(episode)), desc=f"video {path.name}", unit="frame", delay=2.0):
             row = _row(episode, cameras, frame, horizon)
             # One line, as all frames of a video have one size.
             prompt, *rest = broken(episode.prompt(frame=frame), 16, row.shape[1] - 40)
@@ -104,9 +103,7 @@ def tile_row(tiles: Sequence[np.ndarray], labels: Sequence[str]) -> np.ndarray:
 def save_png(path: Path, image: np.ndarray) -> None:
     """Write (H, W, 3) uint8; the file appears when it is whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    Image.fromarray(image).save(temporary, format="PNG")
-    temporary.replace(path)
+    atomic_write(path, lambda temporary: Image.fromarray(image).save(temporary, format="PNG"))
 
 
 def _row(episode: Episode, cameras: Sequence[str], frame: int, horizon: int) -> np.ndarray:
@@ -126,7 +123,7 @@ def _tile(episode: Episode, camera: str, frame: int, horizon: int) -> np.ndarray
     image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if height > TILE_HEIGHT else cv2.INTER_CUBIC)
     K = K * [[size[0] / width], [size[1] / height], [1.0]]
     world_from_cam = episode.world_from_cam(camera, frame)
-    for number, arm in enumerate(episode.ee_indices or range(episode.num_ee)):
+    for number, arm in enumerate(episode.arms):
         poses = episode.world_from_ee[frame : frame + horizon + 1, arm]
         openness = episode.gripper[frame : frame + horizon + 1, arm]
         color = ARM_COLORS[number % len(ARM_COLORS)]

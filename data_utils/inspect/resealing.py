@@ -15,6 +15,7 @@ from data_utils.episodes import schema
 from data_utils.episodes.file import is_text
 from data_utils.errors import DataError
 from data_utils.h5io import seal
+from data_utils.words import one_line
 
 SHOWN_FRAMES = 5  # of a camera whose frames have changed
 
@@ -35,9 +36,9 @@ def reseal(path: str, report: Report, check: Callable[[str], Report], named: boo
     Raises:
         DataError: the file has other faults, or no checksums, or other images without being ``named``.
     """
-    refused = next((item for item in report.faults if item[0] != "checksum"), None)
+    refused = next((item for item in report.faults if item.rule != "checksum"), None)
     if refused is not None:
-        raise DataError(f"{refused[1]}; nothing is resealed before this is put right", refused[0])
+        raise DataError(f"{refused.message}; nothing is resealed before this is put right", refused.rule)
     with h5py.File(path, "r") as file:
         version = int(file.attrs.get(schema.VERSION_ATTR, 0))
     if version < 2:
@@ -47,7 +48,7 @@ def reseal(path: str, report: Report, check: Callable[[str], Report], named: boo
     try:
         changed, images = _changes(path)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        what = f"cannot be read ({' '.join(str(error).split())[:200]}); the file is damaged"
+        what = f"cannot be read ({one_line(error)}); the file is damaged"
         raise DataError(f"the file {what}; nothing is resealed before this is put right", "file") from error
     if images and not named:
         what = f"{', '.join(images)} differ from their checksums, as damage makes them do too; look at them, and where"
@@ -61,7 +62,7 @@ def reseal(path: str, report: Report, check: Callable[[str], Report], named: boo
             seal(file)
         hidden = check(str(copy)).faults
         if hidden:
-            raise DataError(f"{hidden[0][1]}; nothing is resealed before this is put right", hidden[0][0])
+            raise DataError(f"{hidden[0].message}; nothing is resealed before this is put right", hidden[0].rule)
         with open(copy, "rb") as stream:
             os.fsync(stream.fileno())
         os.replace(copy, original)

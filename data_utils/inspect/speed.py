@@ -45,8 +45,7 @@ class Speed:
 
 def config_of(contents: Contents) -> DataConfig:
     """A config that reads all that an episode has."""
-    arms = contents.ee_indices or tuple(range(contents.num_ee))
-    return DataConfig(cameras=tuple(contents.cameras), ee_indices=arms)
+    return DataConfig(cameras=tuple(contents.cameras), ee_indices=contents.arms)
 
 
 def open_dataset(

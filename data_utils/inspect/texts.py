@@ -118,7 +118,7 @@ def _pixels_text(camera: CameraContents) -> str:
 
 
 def _seen_texts(name: str, camera: CameraContents, contents: Contents) -> list[str]:
-    arms = contents.ee_indices or range(contents.num_ee)
+    arms = contents.arms
     whose = ["end-effector"] if contents.num_ee == 1 else [f"end-effector {arm}" for arm in arms]
     return [f"{which} in {name}'s image in {frames} of {counted(contents.frames, 'frame')}"
             for which, frames in zip(whose, camera.frames_with_ee, strict=False)]  # fmt: skip

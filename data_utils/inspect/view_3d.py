@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 from mpl_toolkits.mplot3d import Axes3D
 from mpl_toolkits.mplot3d.art3d import Line3DCollection, Poly3DCollection
 
+from data_utils.files import atomic_write
 from data_utils.h5io import Episode
 
 AXIS_COLORS = ("#d62728", "#2ca02c", "#1f77b4")  # x, y, z
@@ -59,16 +59,14 @@ def save_view(path: Path, episode: Episode) -> None:
     _plot_openness(figure.add_subplot(grid[1, 1], sharex=positions), episode)
     figure.suptitle(f"{episode.path.name}: “{episode.prompts[0]}”", fontsize=13)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, dpi=110, format="png")
-    temporary.replace(path)
+    atomic_write(path, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
 
 
 # -- over time ------------------------------------------------------------------------------------------------------
 
 
 def _plot_positions(axes: Axes, episode: Episode) -> None:
-    arms = _arms(episode)
+    arms = episode.arms
     times = episode.timestamps - episode.timestamps[0]
     for arm, style in zip(arms, ARM_STYLES * len(arms), strict=False):
         for axis, color in enumerate(AXIS_COLORS):
@@ -79,7 +77,7 @@ def _plot_positions(axes: Axes, episode: Episode) -> None:
 
 
 def _plot_openness(axes: Axes, episode: Episode) -> None:
-    arms = _arms(episode)
+    arms = episode.arms
     times = episode.timestamps - episode.timestamps[0]
     for arm, color in zip(arms, ("#333333", "#e67e22", "#2980b9", "#8e44ad") * len(arms), strict=False):
         name = "gripper" if len(arms) == 1 else f"gripper {arm}"
@@ -111,7 +109,7 @@ def _draw_space(axes: Axes3D, episode: Episode) -> None:
     axes.set_zlim(box.low[2], box.high[2])
     axes.set_box_aspect(box.high - box.low, zoom=1.05)  # a metre is as long on every axis
     _draw_world(axes, box)
-    for arm in _arms(episode):
+    for arm in episode.arms:
         _draw_arm(axes, episode.world_from_ee[:, arm], episode.gripper[:, arm], box)
     for number, camera in enumerate(episode.cameras):
         _draw_camera(axes, episode, camera, CAMERA_COLORS[number % len(CAMERA_COLORS)], box)
@@ -123,15 +121,11 @@ def _draw_space(axes: Axes3D, episode: Episode) -> None:
         axis.pane.set_edgecolor("#cccccc")
 
 
-def _arms(episode: Episode) -> Sequence[int]:
-    return episode.ee_indices or range(episode.num_ee)
-
-
 def _box(episode: Episode) -> _Box:
     """Around all end-effector positions and camera origins, and no thinner than a third of its longest side."""
     origins = [episode.world_from_cam(camera, frame)[:3, 3] for camera in episode.cameras
                for frame in (0, len(episode) - 1)]  # fmt: skip
-    points = [episode.world_from_ee[:, list(_arms(episode)), :3, 3].reshape(-1, 3), np.reshape(origins, (-1, 3))]
+    points = [episode.world_from_ee[:, list(episode.arms), :3, 3].reshape(-1, 3), np.reshape(origins, (-1, 3))]
     points = np.concatenate(points)
     low, high = points.min(0), points.max(0)
     size = max(float((high - low).max()), 0.1)

@@ -14,12 +14,12 @@ import torch.utils.data
 
 from data_utils.config import DataConfig
 from data_utils.data_loc import Location, locate
-from data_utils.errors import DataError
+from data_utils.errors import DataError, UnusableEpisode
 from data_utils.geometry.camera import CameraFrame
 from data_utils.geometry.letterbox import norm_xy
 from data_utils.geometry.resample import nearest_index
 from data_utils.h5io import Episode
-from data_utils.index.episode_list import Fault, list_episodes
+from data_utils.index.episode_list import list_episodes
 from data_utils.samples.observation import StateTrack, make_sample, observed_times, sample_step
 from data_utils.types import Sample
 from data_utils.video import READERS, VideoCache
@@ -93,7 +93,7 @@ class H5DatasetMapBase(torch.utils.data.Dataset):
         return int(self.lengths[index])
 
     @property
-    def faults(self) -> list[Fault]:
+    def faults(self) -> list[UnusableEpisode]:
         """Episodes that are left out, and why."""
         return self.paths.faults
 

@@ -14,7 +14,7 @@ from data_utils.geometry.letterbox import Letterbox, fit
 from data_utils.geometry.resample import Bracket
 from data_utils.samples.augment import NO_AUGMENTATION, ImageAugmentation, draw_augmentation
 from data_utils.samples.device_augment import pack_draws
-from data_utils.types import Sample
+from data_utils.types import ColorDraws, Sample
 
 
 @dataclass(frozen=True)
@@ -109,15 +109,7 @@ def make_sample(
     Raises:
         ValueError: frames or track that do not fit the config.
     """
-    num_arms = states.world_from_ee.shape[1]
-    if num_arms > config.num_arms:
-        raise ValueError(f"the robot's track has {num_arms} arms, the config {config.num_arms}; select the arms first")
-    if len(frames) != config.num_obs:
-        raise ValueError(f"{len(frames)} observed frames were given; the config wants num_obs = {config.num_obs}")
-    for frame in frames:
-        missing = [camera for camera in config.cameras if camera not in frame]
-        if missing:
-            raise ValueError(f"camera {missing[0]!r} is missing from the frame; wanted {', '.join(config.cameras)}")
+    _check(config, frames, states)
     if step is None:
         step = sample_step(config, states.times)
 
@@ -125,24 +117,10 @@ def make_sample(
     if rng is not None and config.shuffle_cameras:
         order = [order[i] for i in rng.permutation(len(order))]
     references = [_reference_camera(config, arm, rng) for arm in range(config.num_arms)]
-
-    rgb = np.zeros((config.num_obs, len(order), 3, *config.image_hw), np.uint8)
-    mask = np.zeros((config.num_obs, len(order), *config.image_hw), bool)
-    K = np.empty((len(order), 3, 3), np.float32)
-    augmentations, windows = [], []
-    for position, camera in enumerate(order):
-        augmentation = NO_AUGMENTATION if rng is None else draw_augmentation(config, camera, rng)
-        applied = augmentation.crop_only if defer_color else augmentation
-        for number, frame in enumerate(frames):
-            box, K[position] = _place(
-                frame[camera], config.image_hw, applied, rgb[number, position], mask[number, position]
-            )
-        augmentations.append(augmentation)
-        windows.append((*box.offset, *box.size))
+    rgb, mask, K, color = _images(config, frames, order, rng, defer_color)
     world_from_cam = np.array([[frame[camera].world_from_cam for camera in order] for frame in frames], np.float32)
-
     history, future = _states(config, states, targets, now, step, commanded)
-    valid_ee = np.arange(config.num_arms) < num_arms
+    valid_ee = np.arange(config.num_arms) < states.world_from_ee.shape[1]
     return Sample(
         rgb=rgb,
         mask=mask,
@@ -156,9 +134,46 @@ def make_sample(
         gripper_mask=valid_ee.copy(),
         timestamp=float(now),
         future=future,
-        color=pack_draws(augmentations, windows) if defer_color else None,
+        color=color,
         source=source,
     )
+
+
+def _check(config: DataConfig, frames: Sequence[Mapping[str, CameraFrame]], states: StateTrack) -> None:
+    num_arms = states.world_from_ee.shape[1]
+    if num_arms > config.num_arms:
+        raise ValueError(f"the robot's track has {num_arms} arms, the config {config.num_arms}; select the arms first")
+    if len(frames) != config.num_obs:
+        raise ValueError(f"{len(frames)} observed frames were given; the config wants num_obs = {config.num_obs}")
+    for frame in frames:
+        missing = [camera for camera in config.cameras if camera not in frame]
+        if missing:
+            raise ValueError(f"camera {missing[0]!r} is missing from the frame; wanted {', '.join(config.cameras)}")
+
+
+def _images(
+    config: DataConfig,
+    frames: Sequence[Mapping[str, CameraFrame]],
+    order: Sequence[str],
+    rng: np.random.Generator | None,
+    defer_color: bool,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, ColorDraws | None]:
+    """Images (To, Ncam, 3, H, W) uint8 in ``order``, masks (To, Ncam, H, W), K (Ncam, 3, 3), and the changes of colour
+    that were left to the device."""
+    rgb = np.zeros((config.num_obs, len(order), 3, *config.image_hw), np.uint8)
+    mask = np.zeros((config.num_obs, len(order), *config.image_hw), bool)
+    K = np.empty((len(order), 3, 3), np.float32)
+    augmentations, windows = [], []
+    for position, camera in enumerate(order):
+        augmentation = NO_AUGMENTATION if rng is None else draw_augmentation(config, camera, rng)
+        applied = augmentation.crop_only if defer_color else augmentation
+        for number, frame in enumerate(frames):
+            box, K[position] = _place(
+                frame[camera], config.image_hw, applied, rgb[number, position], mask[number, position]
+            )
+        augmentations.append(augmentation)
+        windows.append((*box.offset, *box.size))
+    return rgb, mask, K, pack_draws(augmentations, windows) if defer_color else None
 
 
 def _states(

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data_utils.errors import DataError
+from data_utils.files import atomic_write
+from data_utils.words import one_line
 
 if TYPE_CHECKING:
     import av
@@ -52,7 +54,7 @@ class VideoIndex:
 
 def video_error(path: str, what: str) -> DataError:
     """A :class:`DataError` that names the video; ``what`` may be a library's message of several lines."""
-    return DataError(f"{path}: {' '.join(what.split())[:300]}", "video")
+    return DataError(f"{path}: {one_line(what, 300)}", "video")
 
 
 def read_index(path: str | os.PathLike) -> VideoIndex:
@@ -90,11 +92,13 @@ def _cache_file(path: str) -> Path:
 
 def _store(stored: Path, index: VideoIndex) -> None:
     stored.parent.mkdir(parents=True, exist_ok=True)
-    temporary = stored.with_name(f".{stored.name}.{os.getpid()}.tmp")
     arrays = {field.name: getattr(index, field.name) for field in dataclasses.fields(index) if field.name != "path"}
-    with open(temporary, "wb") as file:
-        np.savez(file, **arrays)
-    os.replace(temporary, stored)
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:  # given a name, numpy would add its own ending
+            np.savez(file, **arrays)
+
+    atomic_write(stored, write)
 
 
 def _scalar(array: np.ndarray):

@@ -22,7 +22,7 @@ from data_utils.geometry.camera import project
 from data_utils.h5io import Episode
 from examples.errors import SimulatorError
 from examples.libero import environment
-from examples.libero.replay import episode_files, follow, initial_state, start
+from examples.libero.replay import converted_episodes, follow, initial_state, start
 
 COMMAND = "examples.libero.check_projection"
 LOST = 0.003  # m: a replay further off the recording no longer shows what its frames show
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
     try:
         arguments = parse(Arguments, argv, f"python -m {COMMAND}", "Check converted LIBERO episodes' poses.")
         environment.enter_libero(COMMAND)
-        files = episode_files(arguments.episodes)
+        files = converted_episodes(arguments.episodes)
         if arguments.picture is not None:
             first_of_task = {path.parent: path for path in reversed(files)}
             strips = np.concatenate([strip(path) for path in sorted(first_of_task.values())])

@@ -20,6 +20,7 @@ from scipy.spatial.transform import Rotation
 from data_utils.convert.runner import Job, Skipped
 from data_utils.errors import DataError
 from data_utils.h5io import CameraData, EpisodeData
+from data_utils.words import one_line
 from examples.control import MAX_ROTATION, MAX_TRANSLATION
 from examples.errors import SimulatorError
 from examples.libero import environment
@@ -236,9 +237,9 @@ def read_demo(path: Path, name: str) -> Demo:
             if reference := re.fullmatch(r"as (demo_\d+)", model_xml):  # some recorders write the scene once
                 model_xml = _text(data[reference[1]], "model_file")
     except (OSError, RuntimeError) as error:
-        raise DataError(f"{path}: cannot be read ({_one_line(error)}); fetch it again", "file") from error
+        raise DataError(f"{path}: cannot be read ({one_line(error)}); fetch it again", "file") from error
     except (KeyError, ValueError) as error:
-        what = f"{name}: is not a demonstration of LIBERO ({_one_line(error)}); wanted its own HDF5 files"
+        what = f"{name}: is not a demonstration of LIBERO ({one_line(error)}); wanted its own HDF5 files"
         raise DataError(f"{path}: {what}", "schema") from error
     if actions.ndim != 2 or actions.shape[1:] != (7,) or not np.isfinite(actions).all():
         raise DataError(f"{path}: {name}/actions has shape {actions.shape}; wanted finite numbers (N, 7)", "schema")
@@ -266,7 +267,7 @@ def _listing(path: Path) -> tuple[str, list[str]]:
             names = [name for name in file["data"] if re.fullmatch(r"demo_\d+", name)]
             folders = re.split(r"[\\/]", _text(file["data"], "bddl_file_name"))[:-1]
     except (OSError, RuntimeError, KeyError) as error:
-        what = f"is not one of LIBERO's HDF5 files ({_one_line(error)}); name others, or fetch it again"
+        what = f"is not one of LIBERO's HDF5 files ({one_line(error)}); name others, or fetch it again"
         raise DataError(f"{path}: {what}", "file") from error
     return folders[-1] if folders else path.parent.name, sorted(names, key=lambda name: int(name[5:]))
 
@@ -287,7 +288,3 @@ def _still(poses: list[np.ndarray]) -> np.ndarray:
     """(T, 4, 4), or (4, 4) where the camera stands still."""
     stacked = np.stack(poses)
     return stacked[0] if (stacked == stacked[0]).all() else stacked
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

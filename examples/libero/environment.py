@@ -17,6 +17,7 @@ from types import ModuleType
 
 import yaml
 
+from data_utils.files import write_text
 from examples.errors import SimulatorError
 from examples.headless import import_headless
 from examples.libero.benchmarks import find_benchmark
@@ -148,9 +149,7 @@ def _write_settings(benchmark: str) -> None:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".config.yaml.{os.getpid()}.tmp"
-        temporary.write_text(content, encoding="utf-8")
-        os.replace(temporary, file)
+        write_text(file, content)
     except OSError as error:
         what = f"LIBERO's settings cannot be written to {folder} ({error.strerror})"
         raise SimulatorError(f"{what}; set XDG_CACHE_HOME to a writable folder") from error

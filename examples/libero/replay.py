@@ -16,7 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from data_utils.cli import CommandLineError, parse
+from data_utils.data_loc import find_episodes
 from data_utils.errors import DataError
+from data_utils.files import write_json
 from data_utils.h5io import Episode
 from examples.errors import SimulatorError
 from examples.libero import environment
@@ -41,24 +43,20 @@ def main(argv: list[str]) -> int:
     try:
         arguments = parse(Arguments, argv, f"python -m {COMMAND}", "Replay converted LIBERO episodes in closed loop.")
         environment.enter_libero(COMMAND)
-        outcomes = replay_all(episode_files(arguments.episodes))
+        outcomes = replay_all(converted_episodes(arguments.episodes))
     except (CommandLineError, DataError, SimulatorError, ImportError) as error:
         print(f"python -m {COMMAND}: {error}", file=sys.stderr)
         return 2
     print_table(outcomes)
     if arguments.out is not None:
         content = {"versions": environment.versions(), "episodes": outcomes}
-        arguments.out.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        write_json(arguments.out, content)
     return 0 if all(outcome["success"] for outcome in outcomes) else 1
 
 
-def episode_files(path: Path) -> list[Path]:
-    files = [path] if path.is_file() else sorted(path.rglob("*.h5"))
-    if not files:
-        raise DataError(
-            f"{path}: holds no episode files; convert some: python -m data_utils.convert libero", "location"
-        )
-    return files
+def converted_episodes(path: Path) -> list[Path]:
+    """Raises ``DataError`` where there are none."""
+    return [Path(file) for file in find_episodes(path, "convert some: python -m data_utils.convert libero")]
 
 
 def replay_all(files: list[Path]) -> list[dict]:

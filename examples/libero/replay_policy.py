@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data_utils.h5io import Episode
-from examples.libero.replay import SETTLE_STEPS, episode_files, initial_state
+from examples.libero.replay import SETTLE_STEPS, converted_episodes, initial_state
 from examples.libero.rollout import EpisodeKey, Plan, Policy, Start
 from examples.libero.tasks import LiberoTask
 
@@ -66,7 +66,7 @@ def recorded_episodes(demos: Path) -> dict[str, dict[int, list[int]]]:
 def _files(demos: Path) -> dict[tuple[str, int], list[Path]]:
     """(Suite, task id) -> episode files in the order of their names."""
     files: dict[tuple[str, int], list[Path]] = defaultdict(list)
-    for path in episode_files(demos):
+    for path in converted_episodes(demos):
         with Episode(path) as episode:
             task, _, _ = initial_state(episode)
         files[task.suite, task.task_id].append(path)

@@ -11,14 +11,14 @@ import csv
 import fcntl
 import io
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_utils.differences import describe_differences
+from data_utils.files import write_json, write_text
+from data_utils.words import describe_differences, one_line
 
 COLUMNS = ("task_id", "episode_id", "success", "prompt")
 MEAN = "mean"
@@ -89,8 +89,8 @@ class SuiteResults:
 
     def write(self) -> None:
         # The JSON first: an episode counts once the CSV has it, and is run again until then.
-        _replace(self.json_file, json.dumps(self._record(), indent=1) + "\n")
-        _replace(self.csv_file, format_rows(self.rows))
+        write_json(self.json_file, self._record())
+        write_text(self.csv_file, format_rows(self.rows))
 
     def __enter__(self) -> "SuiteResults":
         return self
@@ -169,7 +169,7 @@ def format_rows(rows: Mapping[tuple[int, int], Row]) -> str:
     writer.writerow(COLUMNS)
     ordered = [rows[key] for key in sorted(rows)]
     for row in ordered:
-        writer.writerow([row.task_id, row.episode_id, int(row.success), " ".join(row.prompt.split())])
+        writer.writerow([row.task_id, row.episode_id, int(row.success), one_line(row.prompt, None)])
     mean = sum(row.success for row in ordered) / len(ordered) if ordered else 0.0
     writer.writerow([MEAN, len(ordered), f"{mean:.6f}", ""])
     return text.getvalue()
@@ -195,16 +195,6 @@ def _parsed(text: str) -> dict[tuple[int, int], Row]:
             raise ValueError(f"line {number}: task {row.task_id} episode {row.episode_id} a second time")
         rows[row.key] = row
     return rows
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file such that it is there whole or not at all, also after a power failure."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _numbered(path: Path, number: int) -> Path:

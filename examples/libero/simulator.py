@@ -19,6 +19,7 @@ import PIL.Image
 from robosuite.utils import camera_utils
 from robosuite.utils.errors import RandomizationError
 
+from data_utils.words import one_line
 from examples.errors import SceneError, SimulatorError
 from examples.libero.bddl import Predicate, UnusableTask
 from examples.libero.environment import assets_hint, import_scenes
@@ -66,7 +67,7 @@ class LiberoEnv:
             )
             self._env = self._scene.env
         except (FileNotFoundError, ValueError, KeyError) as error:
-            what = " ".join(str(error).split())[:200]
+            what = one_line(error)
             raise SceneError(
                 f"{task.name}: the scene does not load ({what}); if assets are missing, {assets_hint(task.benchmark)}"
             ) from error

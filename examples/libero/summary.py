@@ -17,6 +17,7 @@ from pathlib import Path
 import tyro
 
 from data_utils.cli import CommandLineError, parse
+from data_utils.files import write_text
 from examples.errors import SimulatorError
 from examples.libero.benchmarks import BENCHMARKS
 from examples.libero.results import ResultsError
@@ -125,7 +126,7 @@ def main(argv: list[str]) -> int:
             from examples.libero.summary_plot import plot  # needs matplotlib
 
             arguments.out.mkdir(parents=True, exist_ok=True)
-            (arguments.out / "summary.md").write_text(markdown(made, notes), encoding="utf-8")
+            write_text(arguments.out / "summary.md", markdown(made, notes))
             write_csv(arguments.out / "summary.csv", made)
             plot(made, arguments.out / "summary.png")
             print(f"written: {arguments.out}/summary.md, summary.csv, summary.png")

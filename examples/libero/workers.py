@@ -13,8 +13,8 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from data_utils.cli import bar
+from data_utils.words import one_line
 from data_utils.worker_process import WorkerDied, WorkerProcess
 from examples.errors import SceneError, SimulatorError
 from examples.libero import environment
@@ -90,11 +90,11 @@ class EpisodeRunner:
         except SceneError as error:
             return _Failure(str(error), scene=True)
         except (SimulatorError, PolicyError, TransportError, RemoteError, ImportError) as error:
-            return _Failure(" ".join(str(error).split()))
+            return _Failure(one_line(error, None))
         except Exception as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{Path(place.filename).name}:{place.lineno}"
-            return _Failure(f"{type(error).__name__} at {where}: {' '.join(str(error).split())}")
+            return _Failure(f"{type(error).__name__} at {where}: {one_line(error, None)}")
 
     def run(self, episode: Episode) -> Outcome:
         """Raises what the simulator, the policy and its service raise."""
@@ -166,9 +166,7 @@ def run_episodes(
     attempts: Counter[EpisodeKey] = Counter()
     lost_at_start = 0
     tally = Counter(done or ())
-    # On a terminal a moving bar, in a log file a line now and then.
-    interval = 0.1 if sys.stderr.isatty() else 30.0
-    bar = tqdm(total=len(queue) + tally.total(), initial=tally.total(), unit="episode", mininterval=interval)
+    progress = bar(total=len(queue) + tally.total(), initial=tally.total(), unit="episode")
     try:
         pool += [WorkerProcess(runner) for _ in range(min(num_workers, len(queue)))]
         while pool:
@@ -186,27 +184,27 @@ def run_episodes(
                     worker = None
                 if isinstance(outcome, _Failure) and outcome.scene and leave_out is not None:
                     leave_out(episode.task, outcome.message)
-                    bar.total -= 1 + queue.drop(episode.task)
-                    bar.refresh()
+                    progress.total -= 1 + queue.drop(episode.task)
+                    progress.refresh()
                 elif isinstance(outcome, _Failure):
                     attempts[episode.key] += 1
                     name = f"{episode.task.suite} task {episode.key.task_id} episode {episode.key.episode_id}"
                     if not outcome.again or attempts[episode.key] == ATTEMPTS:
                         raise RunStopped(f"{name}: {outcome.message}", outcome.again)
-                    bar.write(f"{name}: {outcome.message}; it is run again", file=sys.stderr)
+                    progress.write(f"{name}: {outcome.message}; it is run again", file=sys.stderr)
                     queue.put_back(episode)
                 elif outcome is not None:
                     tally[outcome.result.success] += 1
                     on_outcome(episode, outcome)
-                    bar.update()
-                    bar.set_postfix_str(f"{100 * tally[True] / tally.total():.1f}% success")
+                    progress.update()
+                    progress.set_postfix_str(f"{100 * tally[True] / tally.total():.1f}% success")
                 if worker is not None:
                     others = [item.job for item in pool if item is not worker]
                     worker.give(queue.take(None if episode is None else episode.task, others))
                     if worker.job is None:
                         pool.remove(worker)
     finally:
-        bar.close()
+        progress.close()
         for worker in pool:
             worker.kill()
 

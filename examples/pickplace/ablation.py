@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from apt.ablation.evaluation import EvaluationRequest
-from apt.ablation.files import read_json, write_json
 from apt.infer.frames import frame_from_episode
-from apt.infer.open_loop import episode_files, evaluate, mean_motion
+from apt.infer.open_loop import evaluate, mean_motion
 from apt.infer.planner import TrajPlanner
 from apt.infer.policy import Policy
+from data_utils.data_loc import find_episodes
 from data_utils.datasets import get_dataset_class
+from data_utils.files import read_json, write_json
 from data_utils.samples.dataset import H5DatasetMapBase
 from examples.pickplace.evaluate import EvaluateConfig
 from examples.pickplace.evaluate import evaluate as evaluate_closed_loop
@@ -136,7 +137,9 @@ def _distance(a: np.ndarray, b: np.ndarray) -> float:
 
 def _dataset(request: EvaluationRequest, planner: TrajPlanner, part: str) -> H5DatasetMapBase:
     dataset_class = get_dataset_class(request.config["dataset_classes"][0])
-    return dataset_class(episode_files(_demos(request) / part), config=planner.get_config(), train=False)
+    return dataset_class(
+        find_episodes(_demos(request) / part, "record them again"), config=planner.get_config(), train=False
+    )
 
 
 def _demos(request: EvaluationRequest) -> Path:

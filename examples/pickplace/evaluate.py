@@ -11,7 +11,6 @@ import csv
 import dataclasses
 import hashlib
 import importlib.metadata
-import json
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -21,9 +20,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import tyro
-from tqdm import tqdm
 
+from data_utils.cli import bar
 from data_utils.drawing.mp4 import VideoWriter
+from data_utils.files import atomic_write, write_json
 from examples.errors import SimulatorError
 from examples.pickplace.env import PickPlaceEnv
 from examples.pickplace.expert import ScriptedExpert
@@ -94,7 +94,7 @@ def evaluate(config: EvaluateConfig, planner: TrajPlanner | None = None) -> dict
     rows: list[dict] = []
     with PickPlaceEnv(scene, config.image_size, config.paraphrases) as env:
         episodes = _episodes(config, env, planner)
-        for index, (seed, task, policy) in enumerate(tqdm(episodes, total=config.episodes, unit="episode")):
+        for index, (seed, task, policy) in enumerate(bar(episodes, total=config.episodes, unit="episode")):
             env.reset(seed, task)
             video = VideoWriter(config.out / "videos" / f"episode_{index:03d}.mp4") if config.video else nullcontext()
             with video as writer:
@@ -112,7 +112,7 @@ def evaluate(config: EvaluateConfig, planner: TrajPlanner | None = None) -> dict
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(config).items()}
     checkpoint = None if config.ckpt is None else _sha256(config.ckpt)
     seconds = round(time.monotonic() - started, 1)
-    _write_json(
+    write_json(
         config.out / "summary.json",
         {**summary, "seconds": seconds, "settings": settings, "checkpoint_sha256": checkpoint, "versions": versions},
     )
@@ -193,18 +193,13 @@ def _row(index: int, seed: list[int], result: EpisodeResult) -> dict:
 
 
 def _write_csv(path: Path, rows: list[dict]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    temporary.replace(path)
+    def write(temporary: Path) -> None:
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
 
-
-def _write_json(path: Path, values: dict) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(values, indent=1), encoding="utf-8")
-    temporary.replace(path)
+    atomic_write(path, write)
 
 
 def _sha256(path: Path) -> str:

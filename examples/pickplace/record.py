@@ -19,8 +19,9 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-from tqdm import tqdm
 
+from data_utils.cli import bar
+from data_utils.files import write_json
 from data_utils.h5io import EpisodeWriter
 from examples.disturbance import Disturbance
 from examples.errors import SimulatorError
@@ -151,7 +152,7 @@ def record(config: RecordConfig) -> dict[int, RecordedEpisode]:
     pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(config,))
     try:
         futures = [pool.submit(_record_in_worker, index) for index in missing]
-        with tqdm(total=config.episodes, initial=skipped, desc="recording", unit="episode") as progress:
+        with bar(total=config.episodes, initial=skipped, desc="recording", unit="episode") as progress:
             for future in as_completed(futures):
                 if future.cancelled():
                     continue
@@ -196,10 +197,7 @@ def _write_dataset(config: RecordConfig, done: dict[int, RecordedEpisode]) -> No
         "settings": config.settings(),
         "episodes": [dataclasses.asdict(done[index]) for index in sorted(done)],
     }
-    path = config.out / DATASET_FILE
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(values, indent=1), encoding="utf-8")
-    temporary.replace(path)
+    write_json(config.out / DATASET_FILE, values)
 
 
 def main() -> None:

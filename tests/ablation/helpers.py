@@ -7,10 +7,10 @@ import zlib
 from pathlib import Path
 
 from apt.ablation.evaluation import RESULT_FILE, EvaluationSizes
-from apt.ablation.files import write_json
 from apt.ablation.grid import GRIDS, Cell, Iterations, digest, expand, select_rows
 from apt.ablation.study import Study
 from apt.configs import get_config
+from data_utils.files import write_json
 
 SETTINGS = ("SO", "UO", "UC", "UOUE")
 ITERATIONS = Iterations(va=2, vla=3, one_stage=4)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from apt.ablation.files import read_json
+from data_utils.files import read_json
 from tests.training.helpers import REPOSITORY
 
 pytestmark = [

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from apt.ablation.evaluation import RESULT_FILE, SETTINGS_FILE, evaluate_cell
-from apt.ablation.files import read_json, write_json
 from apt.ablation.study import Recording, StudyError, gpus_of_jobs, trained_iterations
+from data_utils.files import read_json, write_json
 from tests.ablation.helpers import finish, make_study
 from train_utils.saving import save_checkpoint
 

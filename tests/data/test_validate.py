@@ -7,9 +7,9 @@ import h5py
 import numpy as np
 import pytest
 
-from data_utils.checks.faults import Fault, find_faults
+from data_utils.checks.faults import find_faults
 from data_utils.checks.unusual import find_warnings
-from data_utils.errors import DataError
+from data_utils.errors import DataError, Fault
 from data_utils.h5io import Episode, write_episode
 from data_utils.video import VideoCache
 from tests.data import episodes

@@ -38,13 +38,14 @@ class JoinedTrainer(Trainer):
         self.model.expert.draw = self._draw_rows
         each = len(PROMPTS) // backend.world_size
         self._rows = slice(backend.rank * each, (backend.rank + 1) * each)
+        self._batches = self._joined()
 
     def _whole(self, rows: slice) -> Batch:
         seed = len(PROMPTS) * self._index + rows.start
         future = self.model.config.num_future
         return make_batch(self.model.vlm, PROMPTS[rows], cameras=1, num_future=future, seed=seed)
 
-    def _batches(self, _stopwatch) -> Iterator[Batch]:
+    def _joined(self) -> Iterator[Batch]:
         self._index = self.iteration * self.config.gradient_accumulation_steps
         while True:
             batch = self._whole(self._rows)

@@ -17,9 +17,8 @@ import pytest
 from data_utils.batches.loader import build_loader
 from data_utils.batches.options import LoaderOptions
 from data_utils.datasets import PickPlaceCan
-from data_utils.errors import DataError
+from data_utils.errors import DataError, UnusableEpisode
 from data_utils.samples.dataset import H5DatasetMapBase
-from data_utils.types import SkippedEpisode
 from tests.data.episodes import config, tokenize, write_episode
 from tests.training.helpers import losses, start_training, train
 from train_utils.backend import DDPBackend
@@ -169,8 +168,8 @@ def test_ranks_share_what_they_skipped_and_a_resumed_run_knows_it(tmp_path):
     paths = [write_episode(tmp_path / f"{i}.h5", frames=2) for i in range(3)]
     datasets, file = [H5DatasetMapBase(paths, config())], tmp_path / "run" / "skipped.jsonl"
     bad = BadEpisodes(datasets, 0.9, file, resume=False)
-    bad.add([SkippedEpisode(str(paths[0]), "image", "no JPEG")] * 2)
-    blocked = SkippedEpisode(str(paths[1]), "file", "it ended a loader process", blocked=True)
+    bad.add([UnusableEpisode(str(paths[0]), "image", "no JPEG")] * 2)
+    blocked = UnusableEpisode(str(paths[1]), "file", "it ended a loader process", blocked=True)
     bad.exchange(Ranks([blocked]))
     assert len(bad) == 2 and bad.blocked == {str(paths[1])}
     again = BadEpisodes(datasets, 0.9, file, resume=True)

@@ -1,0 +1,60 @@
+"""The house keeps its floors: ``[tool.importlinter]`` in pyproject.toml says which (README has the picture)."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LOWER = ("apt", "data_utils", "train_utils", "infer_utils", "shm_transport")
+BY_NAME = {"data_utils/convert/__main__.py", "apt/ablation/evaluation.py", "apt/ablation/study.py"}
+LINT = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True, no_logo=True))"
+
+
+def lint(root: Path) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", LINT], cwd=root, capture_output=True, text=True)
+
+
+def test_every_import_goes_down():
+    done = lint(ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    for package in (*LOWER, "examples"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def test_imports_that_go_up_are_named_also_from_inside_functions(copy):
+    """One run over several faults: a lazy import upwards, torch below its line, a circle, a file with no floor."""
+    seeded = {
+        "train_utils/ema.py": "\n\ndef _seeded():\n    from apt.configs import TrainConfig\n",
+        "data_utils/checks/visibility.py": "\n\ndef _seeded():\n    import torch\n",
+        "shm_transport/names.py": "\n\ndef _seeded():\n    import h5py\n",
+        "examples/disturbance.py": "\n\ndef _seeded():\n    import examples.pickplace.env\n",
+        "apt/model/homeless.py": '"""Says nowhere where it lives."""\n',
+    }
+    for name, text in seeded.items():
+        with open(copy / name, "a", encoding="utf-8") as file:
+            file.write(text)
+    done = lint(copy)
+    said = done.stdout
+    assert done.returncode == 1, done.stderr
+    assert "train_utils.ema -> apt.configs" in said
+    assert "data_utils.checks.visibility -> torch" in said
+    assert "shm_transport.names -> h5py" in said
+    assert "apt.model.homeless" in said
+    assert ".disturbance -> .pickplace" in said  # "no circles" speaks of siblings
+
+
+def test_examples_are_named_in_three_places_alone():
+    files = (path for package in LOWER for path in (ROOT / package).rglob("*.py"))
+    named = {path.relative_to(ROOT).as_posix() for path in files if '"examples.' in path.read_text(encoding="utf-8")}
+    assert named == BY_NAME
