@@ -21,8 +21,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
-import os
 import statistics
 import sys
 import tempfile
@@ -41,11 +39,11 @@ from apt.model.config import SIZES, VLAConfig
 from apt.model.experts.registry import ARCHITECTURES
 from apt.model.objectives.registry import OBJECTIVES, make_objective
 from apt.model.vla import VLA
+from benchmarks.episodes import make_episodes
 from benchmarks.flops import count_flops, seconds_of
-from benchmarks.loader import make_episodes
 from benchmarks.qwen_sizes import SIZES as VLM_SIZES
 from benchmarks.qwen_sizes import qwen3_vl_2b_folder
-from benchmarks.train_step import RESULTS, machine
+from benchmarks.report import RESULTS, machine, save_table
 from data_utils.batches.collate import Collator
 from data_utils.datasets import PickPlaceCan
 from data_utils.types import Batch, Sample
@@ -268,12 +266,8 @@ def main(argv: list[str] | None = None) -> None:
         lines += table(run(args, Path(folder)), args)
     print("\n".join(lines[2:]))
     if args.save:
-        name = "".join(c if c.isalnum() else "-" for c in machine(torch.device(args.device)).lower())
-        file = RESULTS / f"{datetime.date.today()}_{name}_architectures.md"
-        file.parent.mkdir(exist_ok=True)
-        command = f"    python benchmarks/architectures.py {' '.join(sys.argv[1:] if argv is None else argv)}"
-        file.write_text("\n".join(["# Architectures", "", command.rstrip(), "", *lines]) + "\n")
-        print(f"saved to {os.path.relpath(file)}")
+        arguments = sys.argv[1:] if argv is None else argv
+        save_table("architectures", "Architectures", torch.device(args.device), arguments, lines)
 
 
 if __name__ == "__main__":

@@ -8,16 +8,14 @@ Then ``get_action`` as a robot program calls it: seconds per stage. With ``--vlm
 GPU, at the full size of Qwen3-VL-2B with random weights, two 256-pixel cameras, bfloat16.
 
     python benchmarks/denoise.py                     # any CPU; --no-compile leaves out minutes of compilation
-    python benchmarks/denoise.py --save              # writes benchmarks/results/<date>_<device>_denoise.md
+    python benchmarks/denoise.py --save              # writes benchmarks/results/<date>_<machine>_denoise.md
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import platform
-import re
 import sys
 import tempfile
 import time
@@ -29,9 +27,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone, without an installation
 
-from qwen_sizes import qwen3_vl_2b_folder
-from uncached_denoise import uncached_predict
-
 from apt.configs import CONFIGS
 from apt.infer.plan import Timing
 from apt.infer.planner import TrajPlanner
@@ -41,6 +36,10 @@ from apt.model.experts.apt import ActionExpert
 from apt.model.experts.base import Modality, RobotState, VLMFeatures
 from apt.model.experts.config import ExpertConfig
 from apt.model.vla import VLA
+from benchmarks.qwen_sizes import qwen3_vl_2b_folder
+from benchmarks.report import machine, save_table
+from benchmarks.uncached_denoise import uncached_predict
+from data_utils.types import map_tensors
 
 VISION, LANGUAGE, WIDTH_VLM = 128, 34, 2048
 GROUPS = {"none": "eager", "compile": "compiled", "graphs": "graphed"}
@@ -86,17 +85,6 @@ def random_query(expert: ActionExpert, seed: int = 0) -> tuple[VLMFeatures, Robo
     return features, robot, normal(1, 1, expert.config.num_future, 10)
 
 
-def to_device(value, device: torch.device):
-    """A dataclass of tensors, or of dictionaries of them, on the device."""
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {key: to_device(item, device) for key, item in value.items()}
-    return dataclasses.replace(
-        value, **{f.name: to_device(getattr(value, f.name), device) for f in dataclasses.fields(value)}
-    )
-
-
 def best_of(function: Callable[[], torch.Tensor], repeats: int, device: torch.device) -> tuple[float, torch.Tensor]:
     """Shortest time in seconds (others share the machine) and the result."""
     times = []
@@ -115,7 +103,7 @@ def best_of(function: Callable[[], torch.Tensor], repeats: int, device: torch.de
 def compare_loops(args: argparse.Namespace, device: torch.device, say: Callable[[str], None]) -> None:
     """The first table: prefix and loop on given features."""
     expert = base_expert().to(device)
-    features, robot, noise = (to_device(value, device) for value in random_query(expert))
+    features, robot, noise = map_tensors(random_query(expert), lambda tensor: tensor.to(device))
     run = expert.sampling_run(args.steps)
 
     def cached(run=run, prefix=expert.encode_prefix, step=None) -> torch.Tensor:
@@ -217,7 +205,7 @@ def whole_queries(args: argparse.Namespace, device: torch.device, folder: Path, 
         del model, policy, planner
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20, help="of the first table (default: %(default)s)")
     parser.add_argument(
@@ -229,8 +217,8 @@ def main() -> None:
     parser.add_argument("--vlm", help="tiny or qwen3-vl-2b-sizes (default: that on a GPU, else tiny)")
     parser.add_argument("--device", help="default: the GPU where there is one")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
-    parser.add_argument("--save", action="store_true", help="also write benchmarks/results/<date>_<device>_denoise.md")
-    args = parser.parse_args()
+    parser.add_argument("--save", action="store_true", help="also write benchmarks/results/<date>_<machine>_denoise.md")
+    args = parser.parse_args(argv)
     if args.queries is not None and args.queries < 1:
         parser.error(f"--queries is {args.queries}; wanted 1 or more")
     if args.threads:
@@ -238,25 +226,20 @@ def main() -> None:
     device = pick_device(args.device)
     args.queries = args.queries or (200 if device.type == "cuda" else 10)
     args.vlm = args.vlm or ("qwen3-vl-2b-sizes" if device.type == "cuda" else "tiny")
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu-{torch.get_num_threads()}-threads"
     lines: list[str] = []
 
     def say(line: str) -> None:
         print(line, flush=True)
         lines.append(line)
 
-    say(f"{name}, torch {torch.__version__}, Python {platform.python_version()}")
+    say(f"{machine(device)}, torch {torch.__version__}, Python {platform.python_version()}")
     if not args.no_loop:
         compare_loops(args, device, say)
     with tempfile.TemporaryDirectory() as folder:
         whole_queries(args, device, Path(folder), say)
     if args.save:
-        results = Path(__file__).resolve().parent / "results"
-        results.mkdir(exist_ok=True)
-        slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-        path = results / f"{datetime.date.today()}_{slug}_denoise.md"
-        path.write_text("# Denoising and whole queries\n\n```\n" + "\n".join(lines) + "\n```\n")
-        print(f"saved {path}")
+        arguments = sys.argv[1:] if argv is None else argv
+        save_table("denoise", "Denoising and whole queries", device, arguments, ["```", *lines, "```"])
 
 
 if __name__ == "__main__":

@@ -25,9 +25,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -46,9 +43,10 @@ from apt.model.config import VLAConfig
 from apt.model.experts.base import ExpertLoss
 from apt.model.vla import VLA
 from apt.training.feature_cache import FeatureCache
+from benchmarks.episodes import make_episodes
 from benchmarks.flops import count_flops, matmul_ceiling, seconds_of
-from benchmarks.loader import make_episodes
 from benchmarks.qwen_sizes import SIZES, qwen3_vl_2b_folder
+from benchmarks.report import RESULTS, machine, save_table
 from data_utils.batches.loader import build_loader
 from data_utils.batches.options import LoaderOptions
 from data_utils.datasets import PickPlaceCan
@@ -58,7 +56,6 @@ from train_utils.feature_store import FeatureStore
 from train_utils.optim import build_optimizer
 
 PARTS = ("data wait", "VLM", "expert", "backward", "optimiser")
-RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
@@ -251,12 +248,6 @@ class Bench:
             block.attn.backend = backend
 
 
-def machine(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-
-
 def describe(args: argparse.Namespace, ceiling: float) -> str:
     device = torch.device(args.device)
     return (
@@ -352,12 +343,7 @@ def main(argv: list[str] | None = None) -> None:
             print(line, flush=True)
             lines.append(line)
     if args.save:
-        name = "".join(c if c.isalnum() else "-" for c in machine(device).lower())
-        file = RESULTS / f"{datetime.date.today()}_{name}_train_step.md"
-        file.parent.mkdir(exist_ok=True)
-        command = f"    python benchmarks/train_step.py {' '.join(sys.argv[1:] if argv is None else argv)}"
-        file.write_text("\n".join(["# Training steps", "", command, "", *lines]) + "\n")
-        print(f"saved to {os.path.relpath(file)}")
+        save_table("train_step", "Training steps", device, sys.argv[1:] if argv is None else argv, lines)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ openness in [0 closed, 1 open]. Lengths are metres, times seconds.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,7 +70,7 @@ class ImageTextBatch:
         return _to(self, device, non_blocking)
 
     def pin_memory(self) -> "ImageTextBatch":
-        return _map_tensors(self, torch.Tensor.pin_memory)
+        return map_tensors(self, torch.Tensor.pin_memory)
 
 
 @dataclass
@@ -95,7 +96,7 @@ class Observation:
         return _to(self, device, non_blocking)
 
     def pin_memory(self) -> "Observation":
-        return _map_tensors(self, torch.Tensor.pin_memory)
+        return map_tensors(self, torch.Tensor.pin_memory)
 
     @property
     def batch_size(self) -> int:
@@ -132,22 +133,37 @@ class Batch:
         return _to(self, device, non_blocking)
 
     def pin_memory(self) -> "Batch":
-        return _map_tensors(self, torch.Tensor.pin_memory)
+        return map_tensors(self, torch.Tensor.pin_memory)
 
 
-def _map_tensors(value, function):
-    changes = {}
-    for field in dataclasses.fields(value):
-        item = getattr(value, field.name)
+def map_tensors(value, function: Callable[[torch.Tensor], object]):
+    """``value`` with ``function`` of every tensor in it, through dicts, lists, tuples and dataclasses.
+
+    What stands in several places is mapped once and shared again.
+    """
+    done: dict[int, object] = {}
+
+    def mapped(item):
+        if id(item) not in done:
+            done[id(item)] = with_tensors_mapped(item)
+        return done[id(item)]
+
+    def with_tensors_mapped(item):
         if isinstance(item, torch.Tensor):
-            changes[field.name] = function(item)
-        elif dataclasses.is_dataclass(item):
-            changes[field.name] = _map_tensors(item, function)
-    return dataclasses.replace(value, **changes)
+            return function(item)
+        if type(item) in (list, tuple):
+            return type(item)(mapped(part) for part in item)
+        if isinstance(item, dict):
+            return {key: mapped(part) for key, part in item.items()}
+        if dataclasses.is_dataclass(item):
+            return type(item)(**{f.name: mapped(getattr(item, f.name)) for f in dataclasses.fields(item)})
+        return item
+
+    return mapped(value)
 
 
 def _to(value, device, non_blocking):
-    return _map_tensors(value, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+    return map_tensors(value, lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
 
 @dataclass

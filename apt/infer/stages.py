@@ -11,7 +11,7 @@ import torch
 from apt.model.experts.context import SamplingRun
 from apt.model.objectives.base import Guide
 from apt.model.vla import VLA, robot_state
-from data_utils.types import Observation
+from data_utils.types import Observation, map_tensors
 
 COMPILE_MODES = ("none", "compile", "graphs")
 STAGES = ("vlm", "prefix", "denoise")
@@ -89,7 +89,7 @@ class _RecordedQuery:
 
     def __init__(self, stages: Stages, inputs: tuple, run: SamplingRun, pool) -> None:
         self._run = run  # its tensors are read by the graphs
-        self._inputs = _clone(inputs)
+        self._inputs = map_tensors(inputs, torch.Tensor.clone)
         observation, noise, guide = self._inputs
         warm_up = torch.cuda.Stream()
         warm_up.wait_stream(torch.cuda.current_stream())
@@ -126,18 +126,6 @@ class _RecordedQuery:
 
 def _tensors(value) -> list[torch.Tensor]:
     """All tensors of nested dataclasses and tuples, in order."""
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if dataclasses.is_dataclass(value):
-        value = [getattr(value, field.name) for field in dataclasses.fields(value)]
-    return [tensor for item in value for tensor in _tensors(item)] if isinstance(value, (list, tuple)) else []
-
-
-def _clone(value):
-    """Nested dataclasses and tuples with every tensor copied."""
-    if isinstance(value, torch.Tensor):
-        return value.clone()
-    if dataclasses.is_dataclass(value):
-        fields = {field.name: _clone(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return dataclasses.replace(value, **fields)
-    return tuple(map(_clone, value)) if isinstance(value, tuple) else value
+    found: list[torch.Tensor] = []
+    map_tensors(value, found.append)
+    return found

@@ -168,10 +168,8 @@ def datasets(tmp_path_factory):
 
 def loader_of(datasets, workers, **changes):
     own = {name: changes.pop(name) for name in ("rank", "world_size", "train", "num_samples") if name in changes}
-    options = dict(
-        batch_size=4, workers=workers, seed=5, weights=(1, 1), multiplex=4, persistent_workers=True, **changes
-    )  # fmt: skip
-    return build_loader(datasets, LoaderOptions(**options), tokenize=tokenize, pad_id=0, **own)
+    options = {"batch_size": 4, "seed": 5, "weights": (1, 1), "multiplex": 4, "persistent_workers": True, **changes}
+    return build_loader(datasets, LoaderOptions(workers=workers, **options), tokenize=tokenize, pad_id=0, **own)
 
 
 def fingerprint(batches):

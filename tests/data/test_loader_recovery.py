@@ -41,7 +41,7 @@ def folder_of(path, *names):
     return [write_episode(path / name, frames=4) for name in names]
 
 
-def loader_of(datasets, workers=2, timeout=60.0, **changes):
+def loader_of(datasets, workers=2, timeout=60.0, tokenize=tokenize, **changes):
     options = {"batch_size": 2, "seed": 5, "multiplex": 10, "persistent_workers": True, **changes}
     options = LoaderOptions(workers=workers, timeout=timeout, **options)
     return build_loader(datasets, options, tokenize=tokenize, pad_id=0)[0]

@@ -20,7 +20,7 @@ from apt.infer.stages import STAGES, Stages
 from apt.model.experts.context import SamplingRun
 from apt.model.experts.registry import ARCHITECTURES
 from data_utils.batches.collate import Collator
-from data_utils.types import _map_tensors
+from data_utils.types import map_tensors
 from tests.infer.helpers import tiny_policy
 from tests.infer.test_sessions import blank_frame
 from tests.model.helpers import make_observation, make_sample
@@ -132,7 +132,7 @@ def test_no_stage_of_a_query_talks_to_the_host(arch, stage, monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # knows no meta device
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device_type: False)
     model.to("meta")
-    observation = _map_tensors(observation, lambda tensor: tensor.to("meta"))
+    observation = map_tensors(observation, lambda tensor: tensor.to("meta"))
     run = SamplingRun(run.modulations.to("meta"), run.coefficients.to("meta"))
     noise = torch.zeros(1, 1, 32, 10, device="meta")
     marks: list[str] = []

@@ -14,6 +14,7 @@ import torch
 from apt.model.action_transform import ACTION_DIM, GRIPPER, ROTATION, STATE_DIM, TRANSLATION
 from apt.model.layers.rotations import make_transform, rotation_from_quaternion
 from apt.model.objectives.base import Objective
+from data_utils.types import map_tensors
 
 
 class Modality:
@@ -67,20 +68,7 @@ class VLMFeatures:
 
     def detached(self) -> "VLMFeatures":
         """The same features, through which no gradient reaches the VLM."""
-        return _detached(self)
-
-
-def _detached(value):
-    """A tensor, or a dict, list, tuple or dataclass of tensors, without its history."""
-    if isinstance(value, torch.Tensor):
-        return value.detach()
-    if isinstance(value, dict):
-        return {key: _detached(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_detached(item) for item in value)
-    if dataclasses.is_dataclass(value):
-        return type(value)(**{f.name: _detached(getattr(value, f.name)) for f in dataclasses.fields(value)})
-    return value
+        return map_tensors(self, torch.Tensor.detach)
 
 
 @dataclass

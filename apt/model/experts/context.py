@@ -10,6 +10,7 @@ import torch
 from apt.model.experts.base import RobotState
 from apt.model.layers.attention import AttentionMask
 from apt.model.layers.positions import PoseEncoding, RotaryEncoding
+from data_utils.types import map_tensors
 
 Encoding = RotaryEncoding | PoseEncoding
 
@@ -84,7 +85,7 @@ class Context:
         if times == 1:
             return self
         repeated = {
-            field.name: _repeat_interleave(getattr(self, field.name), times)
+            field.name: _repeated(getattr(self, field.name), times)
             for field in dataclasses.fields(self)
             if field.name != "future_identity"  # the same for every sample
         }
@@ -115,17 +116,11 @@ class SamplingRun:
         return len(self.coefficients)
 
 
-def _repeat_interleave(value, times: int):
-    if isinstance(value, torch.Tensor):
-        return value.repeat_interleave(times, 0)
-    if isinstance(value, list):
-        # Blocks share masks and encodings: what is shared is repeated once.
-        repeated = {id(item): _repeat_interleave(item, times) for item in value}
-        return [repeated[id(item)] for item in value]
-    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    return type(value)(**{name: _repeat_interleave(item, times) for name, item in fields.items()})
-
-
 def repeat_robot(robot: RobotState, times: int) -> RobotState:
     """Every sample's state ``times`` times, side by side."""
-    return robot if times == 1 else _repeat_interleave(robot, times)
+    return robot if times == 1 else _repeated(robot, times)
+
+
+def _repeated(value, times: int):
+    """Blocks share masks and encodings: what is shared is repeated once."""
+    return map_tensors(value, lambda tensor: tensor.repeat_interleave(times, 0))
