@@ -1,1 +1,4 @@
-"""Worked examples: simulators to record in, train on and evaluate in."""
+"""How is it all used? Simulators to record in, train on and evaluate in, and a client's loop.
+
+The top floor: imports everything, and nothing imports it.
+"""

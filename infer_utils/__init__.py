@@ -1,1 +1,4 @@
-"""What inference needs besides the model: ensembling and drawing."""
+"""What becomes of a predicted trajectory? It is blended with earlier ones, and drawn.
+
+Knows no policy: imports ``data_utils`` below its torch line, and no torch.
+"""

@@ -14,7 +14,7 @@ from examples.libero.environment import ROOT, VENV
 SMALLEST = {
     "architectures": ("--vlm tiny --bs 1 --repeat 1 --steps 1 --device cpu", r"token_insertion \|.*x apt"),
     "denoise": ("--no-compile --repeats 1 --steps 1 --queries 1 --device cpu", r"eager, 10 steps +\d"),
-    "libero_overhead": ("--steps 20 --repeats 1 --image-size 64", r"%"),
+    "libero_overhead": ("--steps 20 --repeats 1 --image-size 64", r"ratio \d"),
     "loader": ("--seconds 0.06 --episodes 2 --frames 24 --size 96", r"this loader, video +\d"),
     "loader_memory": ("--episodes 40 --samples 200 --workers 1", r"\d+ samples/s"),
     "soak": ("--queries 40 --report 20", r"verdict: flat"),

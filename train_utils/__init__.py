@@ -1,1 +1,4 @@
-"""What a training run needs besides the model: back-ends, EMA, metrics, the run directory."""
+"""What does training any model on many processes need? Back-ends, EMA, metrics, signals, stored features.
+
+Knows no policy: imports ``data_utils`` and below, never ``apt``.
+"""

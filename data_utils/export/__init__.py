@@ -1,1 +1,4 @@
-"""Episode files to other formats: ``python -m data_utils.export --help``. Imports no torch."""
+"""How do episode files become other formats? ``python -m data_utils.export --help``.
+
+Imports ``convert`` and below; no torch.
+"""
