@@ -85,7 +85,7 @@ def bare_model(config: TrainConfig) -> VLA:
 
 @functools.cache
 def _bare_model(policy: VLAConfig, frozen: torch.dtype, trained: torch.dtype) -> VLA:
-    from apt.model.vla import VLA
+    from apt.model.vla import VLA  # slow to import; the launcher that describes a plan seldom does
 
     with torch.device("meta"):
         return VLA(policy, frozen_dtype=frozen, trained_dtype=trained, random_vlm=True)

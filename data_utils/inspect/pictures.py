@@ -19,7 +19,7 @@ from data_utils.geometry.camera import project
 from data_utils.h5io import Episode
 
 if TYPE_CHECKING:
-    from data_utils.samples.dataset import H5DatasetMapBase
+    from data_utils.samples.dataset import H5DatasetMapBase  # needs torch, which takes seconds to import
 
 TILE_HEIGHT = 320  # pixels of one camera's image
 GAP = 6

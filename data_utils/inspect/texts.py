@@ -12,7 +12,7 @@ from data_utils.checks.contents import CameraContents, Contents
 from data_utils.words import counted
 
 if TYPE_CHECKING:
-    from data_utils.inspect.speed import Speed
+    from data_utils.inspect.speed import Speed  # needs torch, which takes seconds to import
 
 LISTED_PROMPTS = 10
 BARS, BAR = 8, 40  # of a distribution; characters of the longest bar
