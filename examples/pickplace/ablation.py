@@ -90,6 +90,7 @@ def _closed_loop(request: EvaluationRequest, policy: Callable[[], Policy], setti
         scene=recorded["scene"],
         setting=setting,
         paraphrases=recorded["paraphrases"],
+        overwrite=True,  # a cell that is judged anew
     )
     summary = evaluate_closed_loop(config, _planner(request, policy(), sizes.ensemble))
     return {

@@ -36,7 +36,7 @@ class PickPlaceEnv:
         self.paraphrases = paraphrases  # prompts come from each task's first so many; None: from all
         self.sim = simulator.PickPlaceSim(self.scene)
         self._home = self.sim.robots[0].init_qpos.copy()
-        self._simulator = simulator
+        self.simulator = simulator
         self._camera_renderer = None
         self._boxes = {name: self._bounding_box(name) for name in self.scene.objects}
         self.task: Task = self.scene.tasks[0]
@@ -47,7 +47,7 @@ class PickPlaceEnv:
     def renderer(self):
         """The cameras' renderer; OpenGL starts with its first use."""
         if self._camera_renderer is None:
-            self._camera_renderer = self._simulator.CameraRenderer(self.sim, self.image_size, self.image_size)
+            self._camera_renderer = self.simulator.CameraRenderer(self.sim, self.image_size, self.image_size)
         return self._camera_renderer
 
     def reset(self, seed: int | Sequence[int], task: Task | None = None) -> None:
@@ -58,23 +58,28 @@ class PickPlaceEnv:
         self.task = drawn if task is None else task
         prompts = self.prompts
         self.prompt = prompts[rng.integers(len(prompts))]
-        self.time = 0
-        robot = self.sim.robots[0]
-        robot.init_qpos = self.sim.solve_arm(self._draw_start_pose(rng), self._home)
-        self.sim.reset()
-        fingers = np.array([FINGER_TRAVEL, -FINGER_TRAVEL])
-        self.sim.mj_data.qpos[robot._ref_gripper_joint_pos_indexes] = fingers
-        robot.gripper.current_action = np.array([1.0, -1.0])  # open, in the actuators' terms
-        for name, (x, y, yaw) in zip(self.scene.objects, self._draw_placements(rng), strict=True):
-            z = self.scene.arena.source_bin[2] + 0.02 - self._boxes[name][0][2]
-            quaternion = [np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2)]
-            self.sim.sim.data.set_joint_qpos(self.sim.objects[name].joints[0], np.array([x, y, z, *quaternion]))
+        self._start_robot(self.draw_start_pose(rng))
+        for name, (x, y, yaw) in zip(self.present, self._draw_placements(rng, len(self.present)), strict=True):
+            self._put(name, x, y, self.scene.arena.source_bin[2] + 0.02, yaw)
         self.sim.sim.forward()
+
+    def reset_episode(self, seed: int | Sequence[int], index: int) -> None:
+        """As :meth:`reset`, for episode ``index`` of a recording or an evaluation: these take the tasks in turn."""
+        self.reset(seed, self.scene.tasks[index % len(self.scene.tasks)])
 
     def step(self, action: np.ndarray) -> None:
         """Executes one OSC_POSE ``action`` (7,) in [-1, 1] for one control step (0.05 s)."""
         self.sim.step(action)
         self.time += 1
+
+    @property
+    def present(self) -> tuple[str, ...]:
+        """Objects that take part in this episode."""
+        return tuple(self.scene.objects)
+
+    def title(self, name: str) -> str:
+        """What people call an object or a container in this episode."""
+        return name
 
     @property
     def prompts(self) -> list[str]:
@@ -115,16 +120,21 @@ class PickPlaceEnv:
         low, high = self._boxes[name]
         return float(np.linalg.norm(point - np.clip(point, low, high)))
 
+    def container_of(self, name: str) -> str | None:
+        """The container that an object is in; None where it is in none."""
+        position = self.world_from_object(name)[:3, 3]
+        for place, container in self.scene.containers.items():
+            if container.contains(position[:2]) and 0 < position[2] - container.floor < self.scene.success.max_height:
+                return place
+        return None
+
     def success(self) -> bool:
         """Whether the task's object lies in the task's container, released and at rest (the scene's rule)."""
         rule = self.scene.success
-        container = self.scene.containers[self.task.container]
-        position = self.world_from_object(self.task.object)[:3, 3]
         joint = self.sim.mj_model.joint(self.sim.objects[self.task.object].joints[0])
         speed = np.linalg.norm(self.sim.mj_data.qvel[joint.dofadr[0] : joint.dofadr[0] + 3])
         return bool(
-            container.contains(position[:2])
-            and 0.0 < position[2] - container.floor < rule.max_height
+            self.container_of(self.task.object) == self.task.container
             and self.gripper_distance(self.task.object) > rule.min_gripper_distance
             and speed < rule.max_speed
         )
@@ -157,7 +167,24 @@ class PickPlaceEnv:
     def __exit__(self, *exception) -> None:
         self.close()
 
-    def _draw_start_pose(self, rng: np.random.Generator) -> np.ndarray:
+    def _start_robot(self, world_from_ee: np.ndarray) -> None:
+        """Reset the simulation with the gripper open at a pose (4, 4). Raises ``ValueError`` for one out of reach."""
+        self.time = 0
+        robot = self.sim.robots[0]
+        robot.init_qpos = self.sim.solve_arm(world_from_ee, self._home)
+        self.sim.reset()
+        fingers = np.array([FINGER_TRAVEL, -FINGER_TRAVEL])
+        self.sim.mj_data.qpos[robot._ref_gripper_joint_pos_indexes] = fingers
+        robot.gripper.current_action = np.array([1.0, -1.0])  # open, in the actuators' terms
+
+    def _put(self, name: str, x: float, y: float, floor: float, yaw: float) -> None:
+        """Set an object upright on a floor of that height."""
+        z = floor - self._boxes[name][0][2]
+        quaternion = [np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2)]
+        self.sim.sim.data.set_joint_qpos(self.sim.objects[name].joints[0], np.array([x, y, z, *quaternion]))
+
+    def draw_start_pose(self, rng: np.random.Generator) -> np.ndarray:
+        """Where the gripper (4, 4) may be when an episode begins."""
         robot = self.scene.robot
         pose = np.eye(4)
         yaw = rng.uniform(-robot.ee_start_yaw_jitter, robot.ee_start_yaw_jitter)
@@ -165,9 +192,9 @@ class PickPlaceEnv:
         pose[:3, 3] = robot.ee_start + rng.uniform(-1, 1, 3) * robot.ee_start_jitter
         return pose
 
-    def _draw_placements(self, rng: np.random.Generator) -> np.ndarray:
-        """x, y and yaw (objects, 3), rejected until every pair is far enough apart."""
-        spec, count = self.scene.placement, len(self.scene.objects)
+    def _draw_placements(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """x, y and yaw (count, 3), rejected until every pair is far enough apart."""
+        spec = self.scene.placement
         low, high = np.transpose([spec.x, spec.y])
         for _ in range(10_000):
             xy = rng.uniform(low, high, (count, 2))

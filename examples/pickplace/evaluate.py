@@ -2,18 +2,22 @@
 
     python -m examples.pickplace.evaluate --ckpt runs/stage2/ckpt_latest.pt --episodes 20 --out results/pickplace
 
-Written into ``--out``: ``episodes.csv``, ``summary.json`` and, with ``--video``, an MP4 per episode.
+Written into ``--out``: ``episodes.csv``, ``summary.json`` and, with ``--video``, an MP4 per episode. Stopped, the same
+command goes on with the episodes that are missing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
 import importlib.metadata
+import multiprocessing
+import os
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -21,16 +25,17 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import tyro
 
-from data_utils.cli import bar
+from data_utils.cli import bar, cores
 from data_utils.drawing.mp4 import VideoWriter
-from data_utils.files import atomic_write, write_json
+from data_utils.files import atomic_write, read_json, write_json
+from data_utils.words import describe_differences
 from examples.errors import SimulatorError
 from examples.pickplace.env import PickPlaceEnv
 from examples.pickplace.expert import ScriptedExpert
 from examples.pickplace.policies import ModelPolicy, RandomPolicy, ReplayPolicy
 from examples.pickplace.record import read_dataset
-from examples.pickplace.rollout import EpisodeResult, Policy, run_episode
-from examples.pickplace.scene import Task, load_scene
+from examples.pickplace.rollout import Policy, run_episode
+from examples.pickplace.scene import load_scene
 from examples.pickplace.video import episode_view
 from examples.statistics import wilson_interval
 
@@ -38,11 +43,14 @@ if TYPE_CHECKING:
     from apt.infer.planner import TrajPlanner
 
 EVALUATION_STREAM = 2  # last number of every seed here: initial states that no recording has
+CSV_FILE, SETTINGS_FILE = "episodes.csv", "settings.json"
 VERSIONS_OF = ("robosuite", "mujoco", "numpy", "torch")
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class ClosedLoopConfig:
+    """What every evaluation in closed loop is told, whatever its world."""
+
     out: Path
     """Folder for the results."""
     ckpt: Path | None = None
@@ -50,6 +58,8 @@ class EvaluateConfig:
     policy: Literal["model", "expert", "replay", "random"] = "model"
     episodes: int = 20
     seed: int = 0
+    workers: int = 1
+    """Processes; a simulator and a model each. Results do not depend on it."""
     execute_steps: int = 8
     """Control steps between two queries of the model."""
     max_steps: int = 120
@@ -66,58 +76,187 @@ class EvaluateConfig:
     demos: Path | None = None
     """Recorded folder; needed by --policy replay."""
     image_size: int = 256
-    scene: str = "pickplace"
-    setting: str | None = None
-    """One of the scene file's settings, e.g. UO of --scene trays; None: the scene's own tasks."""
-    paraphrases: int | None = None
-    """Instructions are drawn from each task's first so many; None: from all."""
+    overwrite: bool = False
+    """Begin anew where --out holds results of other settings; else that is refused."""
 
     def __post_init__(self) -> None:
-        for name in ("episodes", "execute_steps", "max_steps", "image_size"):
+        for name in ("episodes", "workers", "execute_steps", "max_steps", "image_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
         for policy, name, path in (("model", "ckpt", self.ckpt), ("replay", "demos", self.demos)):
             if self.policy == policy and (path is None or not path.exists()):
                 raise ValueError(f"--policy {policy} needs an existing --{name}; given: {path}")
 
+    def make_env(self) -> PickPlaceEnv:
+        """This process's simulator. Raises ``FileNotFoundError`` or ``ValueError`` for a wrong world."""
+        raise NotImplementedError
 
-def evaluate(config: EvaluateConfig, planner: TrajPlanner | None = None) -> dict:
-    """Runs the episodes, writes the results and returns the summary.
+    def settings(self) -> dict:
+        """What an episode's result depends on, besides its number, as JSON holds it."""
+        elsewhere = ("out", "episodes", "workers", "video", "device", "overwrite")
+        values = {name: value for name, value in vars(self).items() if name not in elsewhere}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
-    ``planner`` is of ``config.ckpt``, where that is loaded already.
+
+@dataclass(frozen=True)
+class EvaluateConfig(ClosedLoopConfig):
+    scene: str = "pickplace"
+    setting: str | None = None
+    """One of the scene file's settings, e.g. UO of --scene trays; None: the scene's own tasks."""
+    paraphrases: int | None = None
+    """Instructions are drawn from each task's first so many; None: from all."""
+
+    def make_env(self) -> PickPlaceEnv:
+        scene = load_scene(self.scene)
+        if self.setting is not None:
+            scene = scene.in_setting(self.setting)
+        return PickPlaceEnv(scene, self.image_size, self.paraphrases)
+
+
+def evaluate(config: ClosedLoopConfig, planner: TrajPlanner | None = None) -> dict:
+    """Runs the episodes that are missing, writes the results and returns the summary.
+
+    ``planner`` is of ``config.ckpt``, where that is loaded already; with it, everything happens in this process.
+
+    Raises ``ValueError`` where ``config.out`` holds results of other settings.
     """
     started = time.monotonic()
-    scene = load_scene(config.scene)
-    if config.setting is not None:
-        scene = scene.in_setting(config.setting)
-    config.out.mkdir(parents=True, exist_ok=True)
-    rows: list[dict] = []
-    with PickPlaceEnv(scene, config.image_size, config.paraphrases) as env:
-        episodes = _episodes(config, env, planner)
-        for index, (seed, task, policy) in enumerate(bar(episodes, total=config.episodes, unit="episode")):
-            env.reset(seed, task)
-            video = VideoWriter(config.out / "videos" / f"episode_{index:03d}.mp4") if config.video else nullcontext()
-            with video as writer:
-
-                def add_to_video(pose, openness, writer=writer, policy=policy) -> None:
-                    if writer is not None:
-                        next_step = np.stack([env.world_from_ee, pose])
-                        writer.add(episode_view(env, next_step if policy.path is None else policy.path))
-
-                result = run_episode(env, policy, config.max_steps, on_step=add_to_video)
-            rows.append(_row(index, seed, result))
-            _write_csv(config.out / "episodes.csv", rows)
-    summary = summarize(rows)
+    rows = _take_up(config)
+    missing = [index for index in range(config.episodes) if index not in rows]
+    with bar(total=config.episodes, initial=config.episodes - len(missing), unit="episode") as progress:
+        for row in _run(config, missing, planner):
+            rows[row["episode"]] = row
+            _write_csv(config.out / CSV_FILE, [rows[index] for index in sorted(rows)])
+            progress.update()
+            progress.set_postfix_str(f"{sum(int(row['success']) for row in rows.values())} of {len(rows)} succeed")
+    summary = summarize([rows[index] for index in range(config.episodes)])
     versions = {name: importlib.metadata.version(name) for name in VERSIONS_OF}
-    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(config).items()}
-    checkpoint = None if config.ckpt is None else _sha256(config.ckpt)
     seconds = round(time.monotonic() - started, 1)
-    write_json(
-        config.out / "summary.json",
-        {**summary, "seconds": seconds, "settings": settings, "checkpoint_sha256": checkpoint, "versions": versions},
-    )
+    settings = read_json(config.out / SETTINGS_FILE)
+    write_json(config.out / "summary.json", {**summary, "seconds": seconds, **settings, "versions": versions})
     print(format_summary(summary, config.policy))
     return summary
+
+
+def _take_up(config: ClosedLoopConfig) -> dict[int, dict]:
+    """Rows of episodes that are done already, by number. Raises ``ValueError`` where they are of other settings."""
+    now = {"settings": config.settings(), "checkpoint_sha256": None if config.ckpt is None else _digest(config.ckpt)}
+    file = config.out / SETTINGS_FILE
+    begun = read_json(file) if file.is_file() else now
+    if begun != now and not config.overwrite:
+        what = describe_differences(begun, now)
+        raise ValueError(f"{config.out} holds results of other settings ({what}); name another --out, or --overwrite")
+    config.out.mkdir(parents=True, exist_ok=True)
+    write_json(file, now)
+    results = config.out / CSV_FILE
+    if begun != now or not results.is_file():
+        results.unlink(missing_ok=True)
+        return {}
+    with open(results, newline="", encoding="utf-8") as rows:
+        return {int(row["episode"]): _parsed(row) for row in csv.DictReader(rows)}
+
+
+def _run(config: ClosedLoopConfig, indices: list[int], planner: TrajPlanner | None) -> Iterator[dict]:
+    """A row per episode, in the order in which they are done."""
+    workers = min(config.workers, len(indices))
+    if planner is not None or workers <= 1:
+        with contextlib.closing(_Runner(config, planner)) as runner:
+            yield from map(runner.run, indices)
+        return
+    context = multiprocessing.get_context("spawn")  # an OpenGL context does not survive a fork
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(config, cores() // workers))
+    try:
+        for done in as_completed([pool.submit(_run_in_worker, index) for index in indices]):
+            yield done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_worker_runner: _Runner | None = None  # this process's simulator and model
+
+
+def _start_worker(config: ClosedLoopConfig, threads: int) -> None:
+    global _worker_runner
+    os.environ.setdefault("LP_NUM_THREADS", "1")  # Mesa's rasteriser: one process per core does better than threads
+    _worker_runner = _Runner(config, None, max(1, threads))
+
+
+def _run_in_worker(index: int) -> dict:
+    return _worker_runner.run(index)
+
+
+class _Runner:
+    """One process's simulator, and its model where there is one, made for the first episode."""
+
+    def __init__(self, config: ClosedLoopConfig, planner: TrajPlanner | None, threads: int | None = None) -> None:
+        self._config, self._planner, self._threads = config, planner, threads
+        self._env: PickPlaceEnv | None = None
+        self._recorded = []
+        if config.policy == "replay":
+            self._recorded = [episode for _, episode in sorted(read_dataset(config.demos)[1].items())]
+            if len(self._recorded) < config.episodes:
+                raise ValueError(
+                    f"--demos {config.demos} has {len(self._recorded)} recorded episodes, not {config.episodes}"
+                )
+
+    def run(self, index: int) -> dict:
+        """The row of episode ``index``."""
+        config = self._config
+        if self._env is None:
+            self._env = config.make_env()
+        env, seed = self._env, [config.seed, index, 0, EVALUATION_STREAM]
+        if self._recorded:
+            episode = self._recorded[index]
+            env.reset_episode(episode.seed, episode.index)
+        else:
+            env.reset_episode(seed, index)
+        policy = self._policy(index, seed)
+        path = config.out / "videos" / f"episode_{index:03d}.mp4"
+        with VideoWriter(path) if config.video else contextlib.nullcontext() as writer:
+
+            def add_to_video(pose: np.ndarray, openness: float) -> None:
+                if writer is not None:
+                    next_step = np.stack([env.world_from_ee, pose])
+                    writer.add(episode_view(env, next_step if policy.path is None else policy.path))
+
+            result = run_episode(env, policy, config.max_steps, on_step=add_to_video)
+        row = {"episode": index, "seed": "-".join(map(str, seed)), **dataclasses.asdict(result)}
+        return {**row, "success": int(result.success), "approached_named": int(result.approached_named)}
+
+    def close(self) -> None:
+        if self._env is not None:
+            self._env.close()
+
+    def _policy(self, index: int, seed: list[int]) -> Policy:
+        config = self._config
+        if config.policy == "replay":
+            return ReplayPolicy(config.demos / self._recorded[index].file)
+        if config.policy == "expert":
+            return ScriptedExpert()
+        if config.policy == "random":
+            return RandomPolicy(np.random.default_rng([*seed, 0, 1]))
+        if self._planner is None:
+            self._planner = self._load()
+        sampling = self._planner.get_config()
+        looks_back = sampling.num_obs > 1 or sampling.num_history > 1
+        noise = int(np.random.SeedSequence([*seed, 0, 2]).generate_state(1)[0])
+        return ModelPolicy(self._planner, config.execute_steps, observe_every_step=looks_back, seed=noise)
+
+    def _load(self) -> TrajPlanner:
+        import torch  # and the model's libraries: only where a model is evaluated
+
+        from apt.infer.planner import TrajPlanner
+
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
+        config = self._config
+        return TrajPlanner(
+            config.ckpt,
+            device=config.device,
+            ensemble=config.ensemble,
+            use_ema=config.ema,
+            steps=config.denoising_steps,
+        )
 
 
 def summarize(rows: list[dict]) -> dict:
@@ -147,49 +286,10 @@ def format_summary(summary: dict, policy: str) -> str:
     return "\n".join(lines)
 
 
-def _episodes(
-    config: EvaluateConfig, env: PickPlaceEnv, planner: TrajPlanner | None
-) -> Iterator[tuple[list[int], Task, Policy]]:
-    """Seed, task and policy of every episode, in turn."""
-    if config.policy == "replay":
-        recorded = [episode for _, episode in sorted(read_dataset(config.demos)[1].items())]
-        if len(recorded) < config.episodes:
-            raise ValueError(f"--demos {config.demos} has {len(recorded)} recorded episodes, not {config.episodes}")
-        for episode in recorded[: config.episodes]:
-            yield episode.seed, Task(episode.object, episode.container), ReplayPolicy(config.demos / episode.file)
-        return
-    model = _model_policy(config, planner) if config.policy == "model" else None
-    for index in range(config.episodes):
-        seed = [config.seed, index, 0, EVALUATION_STREAM]
-        if model is not None:
-            policy: Policy = model
-        elif config.policy == "expert":
-            policy = ScriptedExpert()
-        else:
-            policy = RandomPolicy(np.random.default_rng([*seed, 0, 1]))
-        yield seed, env.scene.tasks[index % len(env.scene.tasks)], policy
-
-
-def _model_policy(config: EvaluateConfig, planner: TrajPlanner | None) -> ModelPolicy:
-    if planner is None:
-        from apt.infer.planner import TrajPlanner  # torch and the model's libraries: only where a model is evaluated
-
-        planner = TrajPlanner(
-            config.ckpt,
-            device=config.device,
-            ensemble=config.ensemble,
-            use_ema=config.ema,
-            seed=config.seed,
-            steps=config.denoising_steps,
-        )
-    sampling = planner.get_config()
-    looks_back = sampling.num_obs > 1 or sampling.num_history > 1
-    return ModelPolicy(planner, config.execute_steps, observe_every_step=looks_back)
-
-
-def _row(index: int, seed: list[int], result: EpisodeResult) -> dict:
-    row = {"episode": index, "seed": "-".join(map(str, seed)), **dataclasses.asdict(result)}
-    return {**row, "success": int(result.success), "approached_named": int(result.approached_named)}
+def _parsed(row: dict[str, str]) -> dict:
+    """A row of the CSV file as it was written."""
+    numbers = ("episode", "success", "approached_named", "steps")
+    return {name: int(value) if name in numbers else value or None for name, value in row.items()}
 
 
 def _write_csv(path: Path, rows: list[dict]) -> None:
@@ -202,11 +302,13 @@ def _write_csv(path: Path, rows: list[dict]) -> None:
     atomic_write(path, write)
 
 
-def _sha256(path: Path) -> str:
+def _digest(path: Path) -> str:
+    """SHA-256 of a checkpoint: of a file, or of an exported folder's files."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        with open(file, "rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
 
 

@@ -63,6 +63,12 @@ class ScriptedExpert:
         pose[:3, 3] = position
         return limit_pose(pose, env.world_from_ee), openness
 
+    def grasp_pose(self) -> np.ndarray:
+        """Pose (4, 4) of the gripper around the object, as it lay when last planned for."""
+        pose = np.eye(4)
+        pose[:3, :3], pose[:3, 3] = self._rotation, self._grasp
+        return pose
+
     def _plan(self, env: PickPlaceEnv) -> None:
         task, scene = env.task, env.scene
         world_from_object = env.world_from_object(task.object)
@@ -72,7 +78,7 @@ class ScriptedExpert:
         grasp = scene.objects[task.object].grasp
         height = max(top - grasp.below_top, bottom + CLEARANCE)
         self._grasp = np.array([centre[0], centre[1], height])
-        others = {name: _box_corners(env, name) for name in scene.objects if name != task.object}
+        others = {name: _box_corners(env, name) for name in env.present if name != task.object}
         self._rotation = gripper_down(self._closing_yaw(env, world_from_object, others))
         tallest = max((points[:, 2].max() for points in others.values()), default=bottom)
         container = scene.containers[task.container]

@@ -17,20 +17,21 @@ class ModelPolicy:
 
     ``planner`` has ``reset``, ``set_prompt``, ``add_obs_frame`` and ``get_action`` as ``TrajPlanner`` has them; its
     times count control steps. A planner whose policy looks further back than the newest frame needs
-    ``observe_every_step``; else frames are rendered at queries alone.
+    ``observe_every_step``; else frames are rendered at queries alone. ``seed``: its noise in every episode; None: it
+    goes on from the episode before.
     """
 
     done = False
     perturbable = False
 
-    def __init__(self, planner, execute_steps: int, observe_every_step: bool = False) -> None:
+    def __init__(self, planner, execute_steps: int, observe_every_step: bool = False, seed: int | None = None) -> None:
         if execute_steps < 1:
             raise ValueError(f"execute_steps is {execute_steps}; it must be at least 1")
         self._planner, self._execute_steps = planner, execute_steps
-        self._observe_every_step = observe_every_step
+        self._observe_every_step, self._seed = observe_every_step, seed
 
     def reset(self, env: PickPlaceEnv) -> None:
-        self._planner.reset()
+        self._planner.reset() if self._seed is None else self._planner.reset(self._seed)
         self._planner.set_prompt(env.prompt)
         self._query_time = -np.inf
         self.path: np.ndarray | None = None  # (Ta, 4, 4), the trajectory being followed

@@ -64,6 +64,18 @@ class RecordConfig:
         if not 0 <= self.disturb <= 1:
             raise ValueError(f"--disturb is {self.disturb}; it is a probability, between 0 and 1")
 
+    def make_env(self) -> PickPlaceEnv:
+        """This process's simulator."""
+        return PickPlaceEnv(self.scene, self.image_size, self.paraphrases)
+
+    def check(self) -> None:
+        """Raises ``FileNotFoundError`` or ``ValueError`` where the scene file is missing or wrong."""
+        load_scene(self.scene)
+
+    def begin(self, env: PickPlaceEnv, seed: list[int], index: int) -> None:
+        """Bring the simulator to where the recording of an episode starts."""
+        env.reset_episode(seed, index)
+
     def settings(self) -> dict:
         """What the content of an episode depends on, besides its number."""
         names = ("seed", "image_size", "scene", "disturb", "paraphrases", "jpeg_quality")
@@ -85,11 +97,10 @@ class RecordedEpisode:
 
 def record_episode(env: PickPlaceEnv, config: RecordConfig, index: int) -> RecordedEpisode:
     """Records episode ``index`` into its file. Raises ``SimulatorError`` where the expert fails at every attempt."""
-    task = env.scene.tasks[index % len(env.scene.tasks)]
     path = config.out / f"episode_{index:05d}.hdf5"
     for attempt in range(MAX_ATTEMPTS):
         seed = [config.seed, index, attempt, RECORD_STREAM]
-        env.reset(seed, task)
+        config.begin(env, seed, index)
         disturbance = Disturbance(np.random.default_rng([*seed, 0, 1]), config.disturb)
         with EpisodeWriter(path, list(env.scene.cameras), 1, env.prompts, config.jpeg_quality) as writer:
 
@@ -112,10 +123,10 @@ def record_episode(env: PickPlaceEnv, config: RecordConfig, index: int) -> Recor
                 writer.discard()
         if result.success:
             return RecordedEpisode(
-                index, path.name, seed, task.object, task.container, env.prompt, result.steps, attempt + 1
+                index, path.name, seed, result.object, result.container, env.prompt, result.steps, attempt + 1
             )
     raise SimulatorError(
-        f"the expert failed {MAX_ATTEMPTS} times at episode {index} ({task.object}, scene {config.scene}); "
+        f"the expert failed {MAX_ATTEMPTS} times at episode {index} ({env.prompt}, scene {env.scene.name}); "
         "look at the scene's placement and grasp hints"
     )
 
@@ -136,7 +147,7 @@ def record(config: RecordConfig) -> dict[int, RecordedEpisode]:
     Raises ``ValueError`` where the folder holds episodes recorded with other settings.
     """
     started = time.monotonic()
-    load_scene(config.scene)
+    config.check()
     select_gl()
     config.out.mkdir(parents=True, exist_ok=True)
     settings, done = read_dataset(config.out)
@@ -188,7 +199,7 @@ def _start_worker(config: RecordConfig) -> None:
 def _record_in_worker(index: int) -> RecordedEpisode:
     global _worker_env
     if _worker_env is None:
-        _worker_env = PickPlaceEnv(_worker_config.scene, _worker_config.image_size, _worker_config.paraphrases)
+        _worker_env = _worker_config.make_env()
     return record_episode(_worker_env, _worker_config, index)
 
 
@@ -200,8 +211,8 @@ def _write_dataset(config: RecordConfig, done: dict[int, RecordedEpisode]) -> No
     write_json(config.out / DATASET_FILE, values)
 
 
-def main() -> None:
-    config = tyro.cli(RecordConfig)
+def main(kind: type[RecordConfig] = RecordConfig) -> None:
+    config = tyro.cli(kind)
     try:
         record(config)
     except (ValueError, FileNotFoundError, ImportError, SimulatorError) as error:

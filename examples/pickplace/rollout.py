@@ -13,6 +13,7 @@ from examples.disturbance import Disturbance
 from examples.pickplace.env import PickPlaceEnv
 
 APPROACH_DISTANCE = 0.02  # m from the grip site to an object's bounding box
+LIFTED = 0.04  # m above where an object was at first
 
 
 class Policy(Protocol):
@@ -38,6 +39,10 @@ class EpisodeResult:
     success: bool
     approached: str | None
     """The object whose bounding box the grip site was the first to come within 2 cm of, the nearest of several."""
+    lifted: str | None
+    """The object that was the first to rise by 4 cm."""
+    ended_in: str | None
+    """The container that the named object lies in at the end, released or not."""
     steps: int
 
     @property
@@ -59,6 +64,8 @@ def run_episode(
     """
     policy.reset(env)
     approached: str | None = None
+    lifted: str | None = None
+    resting = {name: env.world_from_object(name)[2, 3] for name in env.present}
     success = False
     while env.time < max_steps and not success:
         pose, openness = policy.target(env)
@@ -69,8 +76,14 @@ def run_episode(
         pushed = disturbance(pose) if disturbance is not None and policy.perturbable else pose
         env.step(pose_to_action(pushed, openness, env.world_from_ee))
         if approached is None:
-            distances = {name: env.gripper_distance(name) for name in env.scene.objects}
+            distances = {name: env.gripper_distance(name) for name in env.present}
             nearest = min(distances, key=distances.__getitem__)
             approached = nearest if distances[nearest] < APPROACH_DISTANCE else None
+        if lifted is None:
+            lifted = next((n for n in env.present if env.world_from_object(n)[2, 3] > resting[n] + LIFTED), None)
         success = env.success()
-    return EpisodeResult(env.task.object, env.task.container, env.prompt, success, approached, env.time)
+    ended_in = env.container_of(env.task.object)
+    names = [name if name is None else env.title(name) for name in (approached, lifted, ended_in)]
+    return EpisodeResult(
+        env.title(env.task.object), env.title(env.task.container), env.prompt, success, *names, env.time
+    )

@@ -71,11 +71,37 @@ class GraspSpec:
 
 
 @dataclass(frozen=True)
+class ShapeSpec:
+    """A plain solid."""
+
+    kind: str
+    """``box`` or ``cylinder`` (upright)."""
+    size: tuple[float, ...]
+    """Half lengths (x, y, z) of a box; radius and half height of a cylinder."""
+    density: float = 200.0
+    """kg/m3"""
+    friction: Vector3 = (1.5, 0.01, 0.001)
+    """Sliding, torsional and rolling, as MuJoCo has them."""
+
+    def __post_init__(self) -> None:
+        lengths = {"box": 3, "cylinder": 2}
+        if self.kind not in lengths:
+            raise ValueError(f"kind: {self.kind!r} is no shape; choose from {', '.join(lengths)}")
+        if len(self.size) != lengths[self.kind] or min(self.size) <= 0:
+            raise ValueError(f"size: {list(self.size)}; a {self.kind} has {lengths[self.kind]} positive half lengths")
+
+
+@dataclass(frozen=True)
 class ObjectSpec:
-    model: str
-    """Class name in ``robosuite.models.objects``."""
     nouns: tuple[str, ...]
     grasp: GraspSpec
+    model: str | None = None
+    """Class name in ``robosuite.models.objects``; None: the ``shape``."""
+    shape: ShapeSpec | None = None
+
+    def __post_init__(self) -> None:
+        if (self.model is None) == (self.shape is None):
+            raise ValueError("give model (a class of robosuite.models.objects) or shape, and not both")
 
 
 @dataclass(frozen=True)
@@ -224,8 +250,13 @@ def load_scene(name_or_path: str | Path) -> Scene:
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in SCENES_DIR.glob("*.yaml")))
         raise FileNotFoundError(f"no scene file {path}; scenes here: {known}; or give a path ending in .yaml")
+    return read_spec(Scene, path)
+
+
+def read_spec(kind: type, path: Path):
+    """An instance of the dataclass ``kind`` from a YAML file. Raises ``ValueError`` that names the file and key."""
     try:
-        return _parse(Scene, yaml.safe_load(path.read_text(encoding="utf-8")), "")
+        return _parse(kind, yaml.safe_load(path.read_text(encoding="utf-8")), "")
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"scene file {path}: {error}") from error
 
@@ -247,7 +278,11 @@ def _parse(kind, value, where: str):
             raise ValueError(f"{here}unknown key {', '.join(unknown)}; known keys: {', '.join(hints)}")
         if missing := sorted(required - set(value)):
             raise ValueError(f"{here}key {', '.join(missing)} is missing")
-        return kind(**{key: _parse(hints[key], item, f"{where}.{key}".lstrip(".")) for key, item in value.items()})
+        fields = {key: _parse(hints[key], item, f"{where}.{key}".lstrip(".")) for key, item in value.items()}
+        try:
+            return kind(**fields)
+        except ValueError as error:
+            raise ValueError(f"{here}{error}") from error
     if origin is dict:
         if not isinstance(value, dict):
             raise ValueError(f"{here}is {value!r}; wanted a mapping from names")
@@ -263,6 +298,6 @@ def _parse(kind, value, where: str):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not np.isfinite(value):
             raise ValueError(f"{here}is {value!r}; wanted a finite number")
         return float(value)
-    if not isinstance(value, kind):
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ValueError(f"{here}is {value!r}; wanted {'text' if kind is str else kind.__name__}")
     return value

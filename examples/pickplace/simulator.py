@@ -16,13 +16,14 @@ import robosuite.models.objects
 from robosuite.controllers import load_controller_config
 from robosuite.environments.manipulation.single_arm_env import SingleArmEnv
 from robosuite.models.arenas import BinsArena
+from robosuite.models.objects import BoxObject, CylinderObject
 from robosuite.models.tasks import ManipulationTask
 from robosuite.utils.mjcf_utils import array_to_string, xml_path_completion
 from scipy.spatial.transform import Rotation
 
 from examples.errors import SimulatorError
 from examples.headless import INSTALL_GL
-from examples.pickplace.scene import CameraSpec, ContainerSpec, Scene
+from examples.pickplace.scene import CameraSpec, ContainerSpec, ObjectSpec, Scene
 
 CONTROL_HZ = 20
 _TEXTURES = {
@@ -78,37 +79,41 @@ class PickPlaceSim(SingleArmEnv):
                 _add_mat(arena.worldbody, name, container)
         self.objects = {}
         for name, spec in self.scene.objects.items():
-            model = getattr(robosuite.models.objects, spec.model, None)
-            if model is None:
-                raise ValueError(
-                    f"scene {self.scene.name}: objects.{name}.model: robosuite.models.objects has no {spec.model}"
-                )
-            self.objects[name] = model(name=name)
+            self.objects[name] = self._make_object(name, spec)
         self.model = ManipulationTask(arena, [robot], list(self.objects.values()))
         for name, camera in self.scene.cameras.items():
             self._add_camera(name, camera)
+
+    def _make_object(self, name: str, spec: ObjectSpec):
+        if spec.shape is not None:
+            kind = {"box": BoxObject, "cylinder": CylinderObject}[spec.shape.kind]
+            shape = spec.shape
+            return kind(
+                name=name,
+                size=list(shape.size),
+                rgba=[0.5, 0.5, 0.5, 1.0],
+                density=shape.density,
+                friction=list(shape.friction),
+            )
+        model = getattr(robosuite.models.objects, spec.model, None)
+        if model is None:
+            raise ValueError(
+                f"scene {self.scene.name}: objects.{name}.model: robosuite.models.objects has no {spec.model}"
+            )
+        return model(name=name)
 
     def _add_camera(self, name: str, spec: CameraSpec) -> None:
         worldbody = self.model.worldbody
         parent = worldbody if spec.body is None else worldbody.find(f".//body[@name='{spec.body}']")
         if parent is None:
             raise ValueError(f"scene {self.scene.name}: cameras.{name}.body: the simulation has no body {spec.body!r}")
-        backward = np.subtract(spec.position, spec.look_at)  # MuJoCo's cameras look along their -z, y is up
-        backward /= np.linalg.norm(backward)
-        up = np.array([0.0, 0.0, 1.0]) if spec.body is None else np.array([1.0, 0.0, 0.0])
-        if abs(up @ backward) > 0.999:
-            up = np.array([0.0, 1.0, 0.0])
-        right = np.cross(up, backward)
-        right /= np.linalg.norm(right)
-        axes = np.stack([right, np.cross(backward, right), backward], axis=1)
-        quaternion = Rotation.from_matrix(axes).as_quat()[[3, 0, 1, 2]]  # MuJoCo's order: w first
         ElementTree.SubElement(
             parent,
             "camera",
             name=name,
             mode="fixed",
             pos=array_to_string(np.array(spec.position)),
-            quat=array_to_string(quaternion),
+            quat=array_to_string(camera_quaternion(spec)),
             fovy=str(spec.fovy),
         )
 
@@ -163,6 +168,19 @@ class PickPlaceSim(SingleArmEnv):
     @property
     def mj_data(self) -> mujoco.MjData:
         return self.sim.data._data
+
+
+def camera_quaternion(spec: CameraSpec) -> np.ndarray:
+    """Orientation (4,), w first, of a camera in MuJoCo's axes: it looks along its -z, y is up."""
+    backward = np.subtract(spec.position, spec.look_at)
+    backward /= np.linalg.norm(backward)
+    up = np.array([0.0, 0.0, 1.0]) if spec.body is None else np.array([1.0, 0.0, 0.0])
+    if abs(up @ backward) > 0.999:
+        up = np.array([0.0, 1.0, 0.0])
+    right = np.cross(up, backward)
+    right /= np.linalg.norm(right)
+    axes = np.stack([right, np.cross(backward, right), backward], axis=1)
+    return Rotation.from_matrix(axes).as_quat()[[3, 0, 1, 2]]
 
 
 def _add_mat(worldbody: ElementTree.Element, name: str, container: ContainerSpec) -> None:

@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -70,20 +71,46 @@ def tiny_qwen3vl_folder() -> Path:
 
 def save_tiny_qwen3vl(folder: Path) -> None:
     """Write model, tokenizer and image processor settings to ``folder``."""
-    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
-    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+    from transformers import Qwen3VLForConditionalGeneration
 
     tokenizer = byte_tokenizer()
+    config = small_config(tokenizer, layers=4, vision_layers=4, image_positions=64, deepstack=(1, 2, 3))
+    model = Qwen3VLForConditionalGeneration(config)
+    _fill_weights(model)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    image_processor(config).save_pretrained(folder)
+
+
+def small_config(
+    tokenizer,
+    layers: int,
+    vision_layers: int,
+    image_positions: int,
+    deepstack: Sequence[int],
+    width: int = 128,
+    heads: int = 4,
+    kv_heads: int = 2,
+    vision_width: int = 64,
+):
+    """The ``Qwen3VLConfig`` of a model for CPUs, whose tokens stand for 16 x 16 pixels: small images are enough.
+
+    Args:
+        image_positions: entries of the vision tower's position table, a square number; others are interpolated.
+        deepstack: vision layers whose output is added to the first decoder layers' once more.
+    """
+    from transformers import Qwen3VLConfig
+
     token_id = tokenizer.convert_tokens_to_ids
-    config = Qwen3VLConfig(
+    return Qwen3VLConfig(
         text_config={
             "vocab_size": len(tokenizer),
-            "hidden_size": 128,
-            "intermediate_size": 256,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 32,
+            "hidden_size": width,
+            "intermediate_size": 2 * width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads,
+            "head_dim": width // heads,
             "max_position_embeddings": 4096,
             "rope_parameters": {
                 "rope_type": "default",
@@ -94,14 +121,14 @@ def save_tiny_qwen3vl(folder: Path) -> None:
             "tie_word_embeddings": True,
         },
         vision_config={
-            "depth": 4,
-            "patch_size": 8,  # a token is 16x16 pixels: small images are enough
-            "hidden_size": 64,
-            "intermediate_size": 128,
+            "depth": vision_layers,
+            "patch_size": 8,
+            "hidden_size": vision_width,
+            "intermediate_size": 2 * vision_width,
             "num_heads": 4,
-            "out_hidden_size": 128,
-            "num_position_embeddings": 64,
-            "deepstack_visual_indexes": [1, 2, 3],
+            "out_hidden_size": width,
+            "num_position_embeddings": image_positions,
+            "deepstack_visual_indexes": list(deepstack),
         },
         image_token_id=token_id("<|image_pad|>"),
         video_token_id=token_id("<|video_pad|>"),
@@ -109,22 +136,24 @@ def save_tiny_qwen3vl(folder: Path) -> None:
         vision_end_token_id=token_id("<|vision_end|>"),
         tie_word_embeddings=True,
     )
-    model = Qwen3VLForConditionalGeneration(config)
-    _fill_weights(model)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    Qwen2VLImageProcessorPil(
+
+
+def image_processor(config):
+    """The image processor that goes with a small model: colours from [0, 1] to [-1, 1]."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    return Qwen2VLImageProcessorPil(
         patch_size=config.vision_config.patch_size,
         merge_size=config.vision_config.spatial_merge_size,
         temporal_patch_size=config.vision_config.temporal_patch_size,
         image_mean=[0.5, 0.5, 0.5],
         image_std=[0.5, 0.5, 0.5],
         size={"shortest_edge": 65536, "longest_edge": 16777216},
-    ).save_pretrained(folder)
+    )
 
 
-def byte_tokenizer():
-    """Bytes, merged over the words of common instructions: any text has tokens, an instruction has few."""
+def byte_tokenizer(words: Sequence[str] = tuple(_WORDS.split())):
+    """Bytes, merged over ``words``: any text has tokens, and what is made of these words has few."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -137,7 +166,7 @@ def byte_tokenizer():
         special_tokens=list(SPECIAL_TOKENS),
         show_progress=False,
     )
-    backend.train_from_iterator([f"{word} {word}" for word in _WORDS.split()], trainer)
+    backend.train_from_iterator([f"{word} {word}" for word in words], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         pad_token="<|endoftext|>",
