@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from data_utils.config import DataConfig
 from data_utils.samples.dataset import H5DatasetMapBase
 
@@ -140,6 +142,13 @@ class PickPlaceCan(H5DatasetMapBase):
     )
 
 
+class Blocks(H5DatasetMapBase):
+    """The world of examples/blocks: small images of a fixed camera and of one on the wrist."""
+
+    name = "Blocks"
+    config = dataclasses.replace(PickPlaceCan.config, image_hw=(128, 128))
+
+
 class AlohaPickPlace(H5DatasetMapBase):
     name = "AlohaPickPlace"
     config = _ALOHA
@@ -170,6 +179,7 @@ DATASETS: dict[str, type[H5DatasetMapBase]] = {
         InternA1Genie1,
         InternA1SplitAloha,
         PickPlaceCan,
+        Blocks,
         AlohaPickPlace,
         AlohaTableStorage,
         AlohaPickPlaceClutter,
