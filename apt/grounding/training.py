@@ -131,13 +131,16 @@ class GroundingRun:
     def _batch(self, scenes: SceneSet, number: int, size: int) -> GroundingBatch:
         """A function of the seed and the step, so that a resumed run goes on with the same batches."""
         rng = np.random.default_rng([self.config.seed, number])
-        late = number / self.config.steps >= self.config.one_picture
         drawn = rng.integers(len(scenes), size=size)
-        return self._makers[scenes].draw(rng, drawn, self.config.all_cameras if late else 0.0)
+        return self._makers[scenes].draw(rng, drawn, self._all_cameras(number))
+
+    def _all_cameras(self, step: int) -> float:
+        """Share of the sequences that are about all pictures."""
+        return self.config.all_cameras if step / self.config.steps >= self.config.one_picture else 0.0
 
     @torch.inference_mode()
     def judge(self) -> dict[str, float]:
-        """On held-out scenes, always the same questions, half of them about all pictures.
+        """On held-out scenes, always the same questions, as many of them about all pictures as in the last step.
 
         Returns:
             ``point_u``, ``point_v``: share of mentions whose last layer points to within one bin, per axis;
@@ -150,7 +153,7 @@ class GroundingRun:
         found: dict[str, list[torch.Tensor]] = {}
         every = np.arange(len(self.held_out))
         for scenes in np.array_split(every, max(1, len(every) // self.config.batch)):
-            batch = self._makers[self.held_out].draw(rng, scenes, 0.5)
+            batch = self._makers[self.held_out].draw(rng, scenes, self._all_cameras(max(0, self.step - 1)))
             for name, values in self._measure(self.model(batch), batch, bins):
                 found.setdefault(name, []).append(values.float().flatten())
         self.model.train()
