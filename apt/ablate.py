@@ -29,13 +29,13 @@ from apt.ablation.study import KINDS, Recording, Step, Study, StudyError, gpus_o
 from apt.configs import CONFIGS, TrainConfig
 from apt.training.cli import parse_train_config
 from apt.training.flags import check_gpus
+from apt.training.resume_command import with_environment
 from data_utils.cli import CommandLineError, Parser, cores
 from data_utils.data_loc import LOCATION_VARIABLE
 from data_utils.datasets import get_dataset_class
 from train_utils.errors import ConfigError
 from train_utils.failures import FAILED, MISTAKE
 from train_utils.metrics import format_duration
-from train_utils.resume_command import with_environment
 
 RECORDED = "PickPlaceCan"  # the dataset that the simulator's demonstrations are
 MOST_RECORDERS = 16  # simulators side by side

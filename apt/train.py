@@ -15,14 +15,14 @@ from apt.model.encoders.hub import VLMLoadError
 from apt.model.pretrained import CheckpointMismatch
 from apt.training.cli import CommandLineError, parse_train_config
 from apt.training.plan import describe_plan
+from apt.training.resume_command import continue_stage
 from apt.training.run_dir import check_run_dir
 from apt.training.trainer import Trainer
 from data_utils.errors import DataError
 from train_utils.backend import Backend, DDPBackend
 from train_utils.deepspeed_backend import DeepSpeedBackend
 from train_utils.errors import ConfigError
-from train_utils.failures import MISTAKE, fail, stop_with_parent
-from train_utils.resume_command import VARIABLE, continue_stage
+from train_utils.failures import MISTAKE, RESUME_VARIABLE, fail, stop_with_parent
 
 # Everything a user can get wrong: reported as one line, without a traceback.
 USER_ERRORS = (CommandLineError, ConfigError, CheckpointError, CheckpointMismatch, DataError, VLMLoadError)
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return MISTAKE
     try:
-        Trainer(config, backend).run(os.environ.get(VARIABLE) or continue_stage(argv))
+        Trainer(config, backend).run(os.environ.get(RESUME_VARIABLE) or continue_stage(argv))
         backend.close()
     except Exception as error:
         return fail(error, USER_ERRORS)

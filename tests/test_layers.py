@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -58,3 +59,13 @@ def test_examples_are_named_in_three_places_alone():
     files = (path for package in LOWER for path in (ROOT / package).rglob("*.py"))
     named = {path.relative_to(ROOT).as_posix() for path in files if '"examples.' in path.read_text(encoding="utf-8")}
     assert named == BY_NAME
+
+
+def test_packages_import_no_script_benchmark_or_test():
+    """What lies beside the packages is on no floor, so the contracts do not see it."""
+    others = {path.name for path in ROOT.iterdir() if any(path.glob("*.py"))} - {*LOWER, "examples"}
+    found = re.compile(rf"^\s*(?:from|import) ({'|'.join(sorted(others))})\b", re.MULTILINE)
+    assert {"benchmarks", "scripts", "tests"} <= others
+    for package in (*LOWER, "examples"):
+        for path in (ROOT / package).rglob("*.py"):
+            assert not found.search(path.read_text(encoding="utf-8")), path

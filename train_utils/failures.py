@@ -16,12 +16,12 @@ import sys
 import time
 import traceback
 
-from train_utils import resume_command
 from train_utils.errors import DiskFullError, RunFailed
 
 MISTAKE, FAILED, LOST_PEER = 2, 1, 3  # exit codes; 2: something that the user can put right before a run
 TOLD = 128 + signal.SIGTERM  # of a launcher whose processes were told to stop where there was nothing to save
 NODE_TIMEOUT = 60.0  # seconds of silence after which another machine counts as gone, unless told otherwise
+RESUME_VARIABLE = "APT_RESUME_COMMAND"  # how a launcher tells its process the line that resumes it
 _PR_SET_PDEATHSIG = 1
 _ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 # What gloo and NCCL say in the processes that are left when one goes away.
@@ -38,7 +38,7 @@ _LOST_PEER_TEXTS = (
 
 def stop_with_parent() -> None:
     """Where a launcher started this process: be told (SIGTERM) when it is killed, rather than hold the GPUs on."""
-    if resume_command.VARIABLE in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
+    if RESUME_VARIABLE in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
         told_when_parent_dies()
 
 

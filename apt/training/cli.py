@@ -30,11 +30,14 @@ def parse_train_config(argv: list[str]) -> TrainConfig:
     preset = get_config(name)
     _check_flags(argv)
     presets = ", ".join(sorted(CONFIGS))
-    description = f"Train one stage. --config NAME chooses a preset: {presets}. --dry-run says what the run would take."
+    description = (
+        f"Train one stage. --config NAME chooses a preset (default: debug, a few steps of a tiny model): {presets}. "
+        "--dry-run says what the run would take. Defaults below are the chosen preset's."
+    )
     return parse(
         TrainConfig,
         argv,
-        prog="python -m apt.train --config NAME",
+        prog="python -m apt.train [--config NAME]",
         description=description,
         default=preset,
         config=(tyro.conf.FlagConversionOff,),

@@ -13,15 +13,16 @@ from pathlib import Path
 
 from apt.checkpoint import LATEST, CheckpointError, load_checkpoint
 from apt.model.encoders.hub import VLMLoadError
+from apt.training import resume_command
 from apt.training.cli import CommandLineError
 from apt.training.flags import MEETING_PORT
 from apt.training.plan import describe_plan
 from apt.training.stages import Stage, plan
 from data_utils.errors import DataError
-from train_utils import resume_command
 from train_utils.errors import ConfigError
-from train_utils.failures import FAILED, MISTAKE, TOLD
+from train_utils.failures import FAILED, MISTAKE, RESUME_VARIABLE, TOLD
 
+COMMANDS = ("train", "finetune")
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -48,7 +49,7 @@ def run_stage(args: argparse.Namespace, stage: Stage, continued: str) -> int:
             command += [f"--master_port={MEETING_PORT if args.port is None else args.port}"]
     command += ["-m", "apt.train", *stage.argv]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), environment.get("PYTHONPATH")]))
-    environment[resume_command.VARIABLE] = continued
+    environment[RESUME_VARIABLE] = continued
     process: subprocess.Popen | None = None
     told = 0.0
 
@@ -92,6 +93,9 @@ def _workers(args: argparse.Namespace, stage: Stage) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] not in COMMANDS:
+        print("usage: python -m apt.training.launch train|finetune FLAGS   (scripts/train.sh, scripts/finetune.sh)")
+        return 0 if argv and argv[0] in ("-h", "--help") else MISTAKE
     command, *rest = argv
     try:
         args, stages = plan(command, rest)

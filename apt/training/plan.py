@@ -193,7 +193,7 @@ def describe_plan(config: TrainConfig, processes: int) -> str:
     if config.vla_config().vlm_mode != "frozen":
         rates = f"expert {rates}, VLM {config.max_lr if config.vlm_lr is None else config.vlm_lr:g}"
     lines = [
-        f"plan of stage {config.train_stage}, run {config.name!r} from {start} (nothing is trained or written)",
+        f"plan of stage {config.train_stage}, run {config.name!r} from {start} (nothing is trained)",
         f"  expert      {_millions(expert)}",
         f"  VLM         {_millions(vlm)}; {config.vlm}, {config.vla_config().vlm_mode}",
         *_describe_steps(config, processes),

@@ -1,4 +1,4 @@
 """What are experts and encoders built of?
 
-Imports torch alone.
+Imports torch alone, and xformers where it is asked for.
 """

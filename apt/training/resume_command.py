@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from data_utils.data_loc import LOCATION_VARIABLE
 
-VARIABLE = "APT_RESUME_COMMAND"  # how the launcher tells the trainer
 _WITH_VALUE = ("--stage", "--va-name", "--vla-name", "--va-conti", "--vla-conti")
 
 
