@@ -30,7 +30,13 @@ class TrainConfig:
     """Architecture of the action expert: apt (gated fusion), pi (joint attention with the VLM's own keys and values),
     gr00t (DiT that cross-attends to the VLM) or token_insertion (apt without gates)."""
     objective: str = "ddim"
-    """What the expert learns to predict: ddim (noise, L1) or flow (the velocity of flow matching, squared error)."""
+    """How the expert is trained and sampled: ddim (diffusion, L1 error) or flow (flow matching, squared error)."""
+    prediction: str | None = None
+    """What the expert's answer means: of ddim epsilon (the noise, as in released models), sample (the clean action) or
+    v_prediction, of flow velocity or sample; None: the objective's first."""
+    action_scale: tuple[float, ...] | None = None
+    """What actions are divided by for the expert, so that noise of deviation 1 is of their size: 3 numbers (translation
+    in metres, rotation, gripper) or 10 (each number of an action); None: 1, as in released models."""
     vlm: str = "Qwen/Qwen3-VL-2B-Instruct"
     """Vision-language model: Hugging Face name, local folder, or "tiny" (built in, random weights)."""
     vlm_layer_stride: int = 3
@@ -249,6 +255,8 @@ class TrainConfig:
             model=self.model,
             arch=self.arch,
             objective=self.objective,
+            prediction=self.prediction,
+            action_scale=self.action_scale,
             vlm=self.vlm,
             vlm_layer_stride=self.vlm_layer_stride,
             vlm_mode=self.vlm_finetune_mode if self.train_stage == 1 else "frozen",
@@ -304,8 +312,12 @@ def train_config_from_dict(values: dict) -> tuple[TrainConfig, list[str]]:
     return TrainConfig(**kept), unknown
 
 
+# What learns best, where TrainConfig's own defaults are the released models': of all presets.
+_OWN = {"prediction": "sample", "action_scale": (0.1, 0.3, 1.0), "action_step_embedding": True}
+
+
 def _finetune(**changes) -> TrainConfig:
-    return TrainConfig(**{"num_warmup": 2000, "action_step_embedding": True, **changes})
+    return TrainConfig(**_OWN, **{"num_warmup": 2000, **changes})
 
 
 CONFIGS: dict[str, TrainConfig] = {
@@ -323,7 +335,7 @@ CONFIGS: dict[str, TrainConfig] = {
         save_interval=10,
         save_latest_interval=5,
         vis_interval=10,
-        action_step_embedding=True,
+        **_OWN,
     ),
     # Sized for minutes on two CPU cores: small images, several noise draws per observation, averaged weights.
     "quickstart": TrainConfig(
@@ -346,12 +358,12 @@ CONFIGS: dict[str, TrainConfig] = {
         log_interval=20,
         save_latest_interval=250,
         vis_interval=500,
-        action_step_embedding=True,
+        **_OWN,
     ),
     "pretrain": TrainConfig(
         dataset_classes=("Droid", "AgibotWorldAlpha", *INTERN_A1, "InternM1Franka"),
         dataset_weights=(10.0, 10.0, 2.0, 2.0, 2.0, 2.0, 2.0),
-        action_step_embedding=True,
+        **_OWN,
     ),
     "finetune_pp": _finetune(dataset_classes=("PickPlaceCan",), sample_multiplex=1000),
     # As finetune_pp, for the cells of an ablation; vlm_lr counts where the VLM trains.
