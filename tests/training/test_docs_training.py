@@ -46,7 +46,7 @@ AS_WRITTEN = {
     "--vlm-lr", "--gc", "--backend", "--ds-zero", "--dry-run", "--nnodes", "--node-rank", "--save-interval",
     "--action_step_embedding", "--augment", "--cache_vlm_features", "--cache_limit_gb", "--noise_samples_per_obs",
     "--ema_enabled", "--one-stage", "--knowledge_insulation", "--lm_loss_weight", "--image_text_pairs",
-    "--image_text_bs",
+    "--image_text_bs", "--prediction", "--action_scale",
 }  # fmt: skip
 EVERYWHERE = "--image_size 64 --sample_multiplex 20 --vis_interval 0".split()
 
@@ -184,7 +184,9 @@ def test_flags_mean_what_the_document_says_before_they_are_made_smaller(place, m
     assert text.knowledge_insulation and text.lm_loss_weight > 0 and text.image_text_pairs is not None
     full = runs["apt_vla_full"]
     assert (full.vlm_finetune_mode, full.backend, full.ds_zero, full.resume) == ("full", "deepspeed", 3, True)
-    assert runs["ft_released"].action_step_embedding is False and runs["ft_pp"].action_step_embedding is True
+    released, own = runs["ft_released"].vla_config(), runs["ft_pp"].vla_config()
+    assert (released.prediction, released.action_scale, released.action_step_embedding) == ("epsilon", None, False)
+    assert (own.prediction, own.action_scale, own.action_step_embedding) == ("sample", (0.1, 0.3, 1.0), True)
 
 
 def test_every_scalar_is_explained():
