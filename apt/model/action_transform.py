@@ -72,6 +72,16 @@ def state_to_action(state: torch.Tensor, world_from_ee: torch.Tensor, world_from
     return torch.cat([translation, rotation_to_6d(rotation), 2 * state[..., 16:] - 1], dim=-1)
 
 
+def state_errors(predicted: torch.Tensor, recorded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """How far states (..., 17) are apart: positions in metres, rotations in degrees, and whether one has the gripper
+    open and the other not; (...) each."""
+    poses = [states[..., :16].unflatten(-1, (4, 4)) for states in (predicted, recorded)]
+    position = (poses[0][..., :3, 3] - poses[1][..., :3, 3]).norm(dim=-1)
+    trace = (poses[0][..., :3, :3] * poses[1][..., :3, :3]).sum((-2, -1))  # of the relative rotation
+    rotation = ((trace - 1) / 2).clamp(-1, 1).arccos().rad2deg()
+    return position, rotation, (predicted[..., 16] > 0.5) != (recorded[..., 16] > 0.5)
+
+
 def action_to_state(action: torch.Tensor, world_from_ee: torch.Tensor, world_from_ref: torch.Tensor) -> torch.Tensor:
     """Inverse of :func:`state_to_action`: (..., 10) to (..., 17). r6 need not be orthonormal."""
     ref_from_ee = (invert_transform(world_from_ref) @ world_from_ee)[..., :3, :3]
