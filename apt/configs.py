@@ -110,6 +110,15 @@ class TrainConfig:
     cache_limit_gb: float = 100.0
     """Size (10^9 bytes) at which nothing more is added to the cache; what is in it stays in use."""
 
+    # -- held-out episodes
+    eval_split: float = 0.0
+    """Share of the episodes that is kept apart to evaluate the policy on, chosen by the names of their files below
+    their location; 0: none."""
+    eval_every: int = 1000
+    """Steps between two evaluations on the held-out episodes; 0: one at the end alone."""
+    eval_samples: int = 256
+    """Frames that an evaluation looks at, of all processes; always the same."""
+
     # -- optimisation
     fp16: bool = True
     """bfloat16 autocast (the name is the released configurations')."""
@@ -162,11 +171,13 @@ class TrainConfig:
         require(self.train_stage in (0, 1), f"train_stage is {self.train_stage}; wanted 0 or 1")
         for field in ("bs", "gradient_accumulation_steps", "max_iterations", "log_interval", "sample_multiplex",
                       "save_interval", "save_latest_interval", "prefetch_factor", "noise_samples_per_obs",
-                      "image_text_bs"):  # fmt: skip
+                      "image_text_bs", "eval_samples"):  # fmt: skip
             require(getattr(self, field) >= 1, f"{field} is {getattr(self, field)}; it must be at least 1")
-        for field in ("workers", "num_warmup", "ema_start", "vis_interval", "dataloader_timeout", "decode_threads"):
+        for field in ("workers", "num_warmup", "ema_start", "vis_interval", "dataloader_timeout", "decode_threads",
+                      "eval_every"):  # fmt: skip
             require(getattr(self, field) >= 0, f"{field} is {getattr(self, field)}; it must not be negative")
         require(0 <= self.camera_view_dropout <= 1, f"camera_view_dropout is {self.camera_view_dropout}; wanted 0 to 1")
+        require(0 <= self.eval_split < 1, f"eval_split is {self.eval_split}; wanted 0 (none) to below 1")
         require(0 <= self.max_bad_fraction <= 1, f"max_bad_fraction is {self.max_bad_fraction}; wanted 0 to 1")
         for field, known in (("sample_by", SAMPLE_BY), ("video_reader", READERS)):
             require(getattr(self, field) in known, f"{field} is {getattr(self, field)!r}; wanted {' or '.join(known)}")
@@ -312,8 +323,11 @@ def train_config_from_dict(values: dict) -> tuple[TrainConfig, list[str]]:
     return TrainConfig(**kept), unknown
 
 
+UNIT_SCALE = (0.1, 0.3, 1.0)
+"""Of ``action_scale``: makes the motions of a chunk about as large as noise."""
+
 # What learns best, where TrainConfig's own defaults are the released models': of all presets.
-_OWN = {"prediction": "sample", "action_scale": (0.1, 0.3, 1.0), "action_step_embedding": True}
+_OWN = {"prediction": "sample", "action_scale": UNIT_SCALE, "action_step_embedding": True}
 
 
 def _finetune(**changes) -> TrainConfig:

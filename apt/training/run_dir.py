@@ -57,6 +57,11 @@ def _check_resumed(config: TrainConfig, latest: Path) -> None:
         before, now = (", ".join(f"{field} {pair[which]}" for field, pair in differing.items()) for which in (0, 1))
         flags = " ".join(f"--{field} {value}" for field, (value, _) in differing.items())
         raise ConfigError(f"run {config.name} was trained with {before}, this would go on with {now}; give {flags}")
+    if saved and (before := saved.get("eval_split", 0.0)) != config.eval_split:
+        raise ConfigError(
+            f"run {config.name} held out {before} of the episodes, this would hold out {config.eval_split}, and it may "
+            f"have trained on these; give --eval_split {before}"
+        )
 
 
 def differing_meaning(saved: dict, config: TrainConfig) -> dict[str, tuple[str, str]]:
