@@ -398,6 +398,8 @@ CONFIGS["ablate_cpu"] = dataclasses.replace(
     ema_decay=0.98,
     max_iterations=300,
     save_latest_interval=60,
+    eval_every=30,
+    eval_samples=64,
     vis_interval=0,
 )
 CONFIGS.update(
