@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from apt.ablation.chart import write_chart
+from apt.ablation.curves import write_curves
 from apt.ablation.evaluation import EVALUATIONS, EvaluationSizes, load_evaluation
 from apt.ablation.grid import GRIDS, Grid, Iterations, expand, files_digest, select_rows
 from apt.ablation.presets import Sizes, sizes_for
@@ -277,7 +278,8 @@ def _report(planned: Plan) -> int:
     report = build_report(planned.study)
     table, text = write_tables(report)
     chart = write_chart(report)
-    print(f"\n{markdown(report)}\n{table}\n{text}\n{chart}")
+    files = [table, text, chart, *filter(None, [write_curves(planned.study)])]
+    print(f"\n{markdown(report)}\n" + "\n".join(map(str, files)))
     failed = sum(len(line.failed) for line in report.lines)
     if failed:
         print(

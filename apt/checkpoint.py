@@ -148,7 +148,7 @@ def main(argv: list[str] | None = None) -> int:
             args.ckpt.parent.mkdir(parents=True, exist_ok=True)
             print(f"imported {args.folder} to {args.ckpt}, configuration {write_config(args.ckpt.parent, config)}")
             save_checkpoint(content, args.ckpt)
-    except (CheckpointError, FolderError, OSError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

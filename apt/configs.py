@@ -30,7 +30,13 @@ class TrainConfig:
     """Architecture of the action expert: apt (gated fusion), pi (joint attention with the VLM's own keys and values),
     gr00t (DiT that cross-attends to the VLM) or token_insertion (apt without gates)."""
     objective: str = "ddim"
-    """What the expert learns to predict: ddim (noise, L1) or flow (the velocity of flow matching, squared error)."""
+    """How the expert is trained and sampled: ddim (diffusion, L1 error) or flow (flow matching, squared error)."""
+    prediction: str | None = None
+    """What the expert's answer means: of ddim epsilon (the noise, as in released models), sample (the clean action) or
+    v_prediction, of flow velocity or sample; None: the objective's first."""
+    action_scale: tuple[float, ...] | None = None
+    """What actions are divided by for the expert, so that noise of deviation 1 is of their size: 3 numbers (translation
+    in metres, rotation, gripper) or 10 (each number of an action); None: 1, as in released models."""
     vlm: str = "Qwen/Qwen3-VL-2B-Instruct"
     """Vision-language model: Hugging Face name, local folder, or "tiny" (built in, random weights)."""
     vlm_layer_stride: int = 3
@@ -104,6 +110,15 @@ class TrainConfig:
     cache_limit_gb: float = 100.0
     """Size (10^9 bytes) at which nothing more is added to the cache; what is in it stays in use."""
 
+    # -- held-out episodes
+    eval_split: float = 0.0
+    """Share of the episodes that is kept apart to evaluate the policy on, chosen by the names of their files below
+    their location; 0: none."""
+    eval_every: int = 1000
+    """Steps between two evaluations on the held-out episodes; 0: one at the end alone."""
+    eval_samples: int = 256
+    """Frames that an evaluation looks at, of all processes; always the same."""
+
     # -- optimisation
     fp16: bool = True
     """bfloat16 autocast (the name is the released configurations')."""
@@ -156,11 +171,13 @@ class TrainConfig:
         require(self.train_stage in (0, 1), f"train_stage is {self.train_stage}; wanted 0 or 1")
         for field in ("bs", "gradient_accumulation_steps", "max_iterations", "log_interval", "sample_multiplex",
                       "save_interval", "save_latest_interval", "prefetch_factor", "noise_samples_per_obs",
-                      "image_text_bs"):  # fmt: skip
+                      "image_text_bs", "eval_samples"):  # fmt: skip
             require(getattr(self, field) >= 1, f"{field} is {getattr(self, field)}; it must be at least 1")
-        for field in ("workers", "num_warmup", "ema_start", "vis_interval", "dataloader_timeout", "decode_threads"):
+        for field in ("workers", "num_warmup", "ema_start", "vis_interval", "dataloader_timeout", "decode_threads",
+                      "eval_every"):  # fmt: skip
             require(getattr(self, field) >= 0, f"{field} is {getattr(self, field)}; it must not be negative")
         require(0 <= self.camera_view_dropout <= 1, f"camera_view_dropout is {self.camera_view_dropout}; wanted 0 to 1")
+        require(0 <= self.eval_split < 1, f"eval_split is {self.eval_split}; wanted 0 (none) to below 1")
         require(0 <= self.max_bad_fraction <= 1, f"max_bad_fraction is {self.max_bad_fraction}; wanted 0 to 1")
         for field, known in (("sample_by", SAMPLE_BY), ("video_reader", READERS)):
             require(getattr(self, field) in known, f"{field} is {getattr(self, field)!r}; wanted {' or '.join(known)}")
@@ -249,6 +266,8 @@ class TrainConfig:
             model=self.model,
             arch=self.arch,
             objective=self.objective,
+            prediction=self.prediction,
+            action_scale=self.action_scale,
             vlm=self.vlm,
             vlm_layer_stride=self.vlm_layer_stride,
             vlm_mode=self.vlm_finetune_mode if self.train_stage == 1 else "frozen",
@@ -304,8 +323,15 @@ def train_config_from_dict(values: dict) -> tuple[TrainConfig, list[str]]:
     return TrainConfig(**kept), unknown
 
 
+UNIT_SCALE = (0.1, 0.3, 1.0)
+"""Of ``action_scale``: makes the motions of a chunk about as large as noise."""
+
+# What learns best, where TrainConfig's own defaults are the released models': of all presets.
+_OWN = {"prediction": "sample", "action_scale": UNIT_SCALE, "action_step_embedding": True}
+
+
 def _finetune(**changes) -> TrainConfig:
-    return TrainConfig(**{"num_warmup": 2000, "action_step_embedding": True, **changes})
+    return TrainConfig(**_OWN, **{"num_warmup": 2000, **changes})
 
 
 CONFIGS: dict[str, TrainConfig] = {
@@ -323,7 +349,7 @@ CONFIGS: dict[str, TrainConfig] = {
         save_interval=10,
         save_latest_interval=5,
         vis_interval=10,
-        action_step_embedding=True,
+        **_OWN,
     ),
     # Sized for minutes on two CPU cores: small images, several noise draws per observation, averaged weights.
     "quickstart": TrainConfig(
@@ -346,12 +372,12 @@ CONFIGS: dict[str, TrainConfig] = {
         log_interval=20,
         save_latest_interval=250,
         vis_interval=500,
-        action_step_embedding=True,
+        **_OWN,
     ),
     "pretrain": TrainConfig(
         dataset_classes=("Droid", "AgibotWorldAlpha", *INTERN_A1, "InternM1Franka"),
         dataset_weights=(10.0, 10.0, 2.0, 2.0, 2.0, 2.0, 2.0),
-        action_step_embedding=True,
+        **_OWN,
     ),
     "finetune_pp": _finetune(dataset_classes=("PickPlaceCan",), sample_multiplex=1000),
     # As finetune_pp, for the cells of an ablation; vlm_lr counts where the VLM trains.
@@ -372,6 +398,8 @@ CONFIGS["ablate_cpu"] = dataclasses.replace(
     ema_decay=0.98,
     max_iterations=300,
     save_latest_interval=60,
+    eval_every=30,
+    eval_samples=64,
     vis_interval=0,
 )
 CONFIGS.update(

@@ -21,6 +21,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from apt.model.config import meaning
+
 EXPERT_FILE = "action_expert.safetensors"
 VLM_FILE = "vlm.safetensors"
 EMA_FILE = "ema.safetensors"
@@ -54,6 +56,7 @@ def write_folder(content: dict, config: dict, folder: Path) -> None:
 
     Raises:
         FolderError: ``folder`` exists.
+        ValueError: the configuration contradicts itself.
     """
     if folder.exists():
         raise FolderError(f"{folder} exists; remove it or choose another name")
@@ -106,7 +109,11 @@ def read_folder_config(folder: Path) -> dict:
 
 
 def model_card(content: dict, config: dict) -> str:
-    """A model card: what the policy is, what it was trained on, how to use it."""
+    """A model card: what the policy is, what it was trained on, how to use it.
+
+    Raises:
+        ValueError: a configuration that contradicts itself.
+    """
     stage = "Stage 1 (VA prior)" if config.get("train_stage") == 0 else "Stage 2 (VLA)"
     datasets = ", ".join(config.get("dataset_classes", ()))
     vlm = config.get("vlm", "")
@@ -122,7 +129,8 @@ pipeline_tag: robotics
 # {config.get("name", "APT policy")}
 
 An action expert of arch `{config.get("arch", "apt")}` ({config.get("model")}, {parameters / 1e6:.1f}M parameters), \
-{stage}, after {content.get("current_iters", "unknown")} iterations on {datasets}, for the VLM `{vlm}` ({kind}).
+{stage}, after {content.get("current_iters", "unknown")} iterations on {datasets}, for the VLM `{vlm}` ({kind}). \
+Its weights are of {", ".join(f"{field} `{value}`" for field, value in meaning(config).items())}.
 
 ```python
 from apt.infer.planner import TrajPlanner

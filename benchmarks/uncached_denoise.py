@@ -20,7 +20,7 @@ from apt.model.layers.rotations import invert_transform
 def joint_pass(
     expert: ActionExpert, features: VLMFeatures, robot: RobotState, noisy: torch.Tensor, timestep: int
 ) -> torch.Tensor:
-    """Predicted noise (B, Nee, Ta, 10); poses are already re-centred."""
+    """The prediction (B, Nee, Ta, 10) for noisy scaled actions; poses are already re-centred."""
     config, length = expert.config, features.modality.shape[1]
     arms, steps = noisy.shape[1], config.num_history + config.num_future
     full, va = attention_masks(features, robot.valid_ee, steps)
@@ -35,9 +35,10 @@ def joint_pass(
     x_vl = x_vl + torch.where((features.camera >= 0).unsqueeze(-1), expert.proj_pe(features.norm_xy), 0.0)
     position = (invert_transform(robot.world_from_ref) @ robot.world_from_ee)[..., :3, 3].unsqueeze(2)
     history = expert.encode_states(robot.history, robot)[..., : ACTION_DIM - 1]
+    metres = noisy[..., TRANSLATION] * expert.action_scale[TRANSLATION]
     tokens = [
-        mlp(action) + expert.position_mlp(position + action[..., TRANSLATION])
-        for mlp, action in ((expert.history_mlp, history), (expert.action_mlp, noisy))
+        expert.history_mlp(history) + expert.position_mlp(position + history[..., TRANSLATION]),
+        expert.action_mlp(noisy) + expert.position_mlp(position + metres),
     ]
     x = torch.cat(tokens, dim=2) + expert.arm_embedding[:, :arms]
     if config.action_step_embedding:
@@ -75,12 +76,13 @@ def uncached_predict(
     scheduler = DDIMScheduler(
         num_train_timesteps=expert.config.train_timesteps,
         beta_schedule="squaredcos_cap_v2",
-        prediction_type="epsilon",
+        prediction_type=expert.objective.prediction,
         clip_sample=False,
     )
     scheduler.set_timesteps(steps)
     action = noise
     for timestep in scheduler.timesteps.tolist():
         action = scheduler.step(joint_pass(expert, features, robot, action, timestep), timestep, action).prev_sample
+    action = action * expert.action_scale
     states = action_to_state(action.transpose(1, 2), robot.world_from_ee[:, None], robot.world_from_ref[:, None])
     return transform_states(invert_transform(centred_from_world), states)

@@ -18,6 +18,7 @@ STAGES = (("va", "stage 0: VA prior"), ("vla", "stage 1: VLA"))
 def read_losses(folder: Path) -> tuple[list[int], list[float]]:
     """Steps and total losses of a run's ``metrics.jsonl``."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if "loss/total" in row]  # evaluations have lines of their own
     return [row["step"] for row in rows], [row["loss/total"] for row in rows]
 
 

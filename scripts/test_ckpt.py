@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a c
 
 from apt.checkpoint import CheckpointError, load_checkpoint, read_config
 from apt.configs import train_config_from_dict
-from apt.model.config import SIZES
+from apt.model.config import SIZES, meaning
 from apt.model.experts.config import ExpertConfig
 from apt.model.experts.expert import MAX_ARMS
 from apt.model.experts.registry import get_architecture
@@ -100,6 +100,7 @@ def describe(path: Path, content: dict, report: LoadReport, own: ExpertConfig, n
         config = read_config(path)
         known, unknown = train_config_from_dict(config)
         print(f"config     vlm {known.vlm}, datasets {', '.join(known.dataset_classes)}")
+        print(f"weights    {', '.join(f'{field} {value}' for field, value in meaning(known.to_dict()).items())}")
         if unknown:
             print(f"           ignored, unknown to this version: {', '.join(unknown)}")
     except (CheckpointError, ConfigError) as error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 
 import torch
 
@@ -48,6 +50,13 @@ class Stopwatch:
 
     def step(self) -> None:
         self._steps += 1
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that passes within does not count."""
+        began = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - began
 
     def flush(self) -> tuple[float, float]:
         """(seconds per step, share of time that was waiting for data)."""

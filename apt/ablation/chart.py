@@ -15,7 +15,7 @@ from apt.ablation.report import Line, Report, as_text, caption, measure_of, pane
 
 CHART_FILE = "chart.png"
 # Okabe and Ito's colours, which colour-blind people tell apart; a family's 1-stage bar is a lighter tint, hatched.
-COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#7F7F7F")
 INK, FAINT = "#22262c", "#d9dce1"
 FONT = 10  # points
 LINE = 150  # characters of the footnote

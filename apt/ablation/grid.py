@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from apt.configs import TrainConfig
+from apt.configs import UNIT_SCALE, TrainConfig
 from train_utils.errors import ConfigError
 
 
@@ -66,6 +66,14 @@ def _fusion(arch: str, title: str, steps: bool) -> Row:
     return Row(name, 2, columns, family, {"arch": arch, "action_step_embedding": steps})
 
 
+def _objective(objective: str, prediction: str, scale: tuple[float, ...] | None) -> Row:
+    unit = "metres" if scale is None else "unit"
+    columns = {"Objective": objective, "Prediction": prediction, "Scale": unit}
+    # Losses of these rows cannot be compared: what they make of held-out episodes can.
+    changes = {"objective": objective, "prediction": prediction, "action_scale": scale, "eval_split": 0.1}
+    return Row(f"{objective}_{prediction}_{unit}", 1, columns, f"{objective}, {prediction}, {unit}", changes)
+
+
 GRIDS = {
     grid.name: grid
     for grid in (
@@ -92,6 +100,23 @@ GRIDS = {
                 for steps in (True, False)
             ),
         ),
+        Grid(
+            "objectives",
+            "What the expert predicts, and in which unit",
+            tuple(
+                _objective(objective, prediction, scale)
+                for objective, prediction, scale in (
+                    ("ddim", "epsilon", None),
+                    ("ddim", "epsilon", UNIT_SCALE),
+                    ("ddim", "sample", None),
+                    ("ddim", "sample", UNIT_SCALE),
+                    ("ddim", "v_prediction", UNIT_SCALE),
+                    ("flow", "velocity", None),
+                    ("flow", "velocity", UNIT_SCALE),
+                    ("flow", "sample", UNIT_SCALE),
+                )
+            ),
+        ),
     )
 }
 
@@ -104,7 +129,7 @@ STAGE_1_ONLY = frozenset(
 BOOKKEEPING = frozenset(
     "name resume train_stage log_dir ckpt_dir device log_interval save_interval save_latest_interval vis_interval "
     "workers persistent_workers pin_memory prefetch_factor dataloader_timeout decode_threads cache_vlm_features "
-    "cache_limit_gb".split()
+    "cache_limit_gb eval_every eval_samples".split()
 )
 """Fields that do not change what a run learns."""
 

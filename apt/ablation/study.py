@@ -122,6 +122,10 @@ class Study:
     def cell_folder(self, cell: Cell) -> Path:
         return self.folder / cell.name
 
+    def metrics(self, cell: Cell) -> Path:
+        """What the cell's VLA logged, a JSON object per line."""
+        return self.cell_folder(cell) / _LOGS / "vla" / "metrics.jsonl"
+
     def prior_folder(self, prior: Prior) -> Path:
         settings = {name: value for name, value in prior.settings["train"].items() if name != "seed"}
         name = f"{prior.config.arch}_{digest({'train': settings, 'data': self.data})[:10]}"

@@ -18,7 +18,7 @@ import torch
 from apt.checkpoint import CheckpointError
 from apt.infer.frames import frame_from_episode
 from apt.infer.planner import TrajPlanner
-from apt.model.action_transform import action_to_state, state_to_action
+from apt.model.action_transform import action_to_state, state_errors, state_to_action
 from apt.model.pretrained import CheckpointMismatch
 from data_utils.config import DataConfig
 from data_utils.data_loc import find_episodes
@@ -48,16 +48,9 @@ def _actions(sample) -> torch.Tensor:
 
 def errors(predicted: np.ndarray, recorded: np.ndarray) -> dict[str, float]:
     """Mean position error (m), rotation error (degrees), share of wrong gripper states; states (T, Nee, 17)."""
-    poses = [s[..., :16].reshape(*s.shape[:-1], 4, 4) for s in (predicted, recorded)]
-    position = np.linalg.norm(poses[0][..., :3, 3] - poses[1][..., :3, 3], axis=-1).mean()
-    relative = np.swapaxes(poses[0][..., :3, :3], -1, -2) @ poses[1][..., :3, :3]
-    cosine = np.clip((np.trace(relative, axis1=-2, axis2=-1) - 1) / 2, -1, 1)
-    gripper = ((predicted[..., 16] > 0.5) != (recorded[..., 16] > 0.5)).mean()
-    return {
-        "position_m": float(position),
-        "rotation_deg": float(np.degrees(np.arccos(cosine)).mean()),
-        "gripper_wrong": float(gripper),
-    }
+    found = state_errors(torch.from_numpy(predicted), torch.from_numpy(recorded))
+    names = ("position_m", "rotation_deg", "gripper_wrong")
+    return {name: float(error.double().mean()) for name, error in zip(names, found, strict=True)}
 
 
 def evaluate(

@@ -7,6 +7,9 @@ the motion relative to the current end-effector pose, expressed along the axes o
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 
 from apt.model.layers.rotations import invert_transform, make_transform, rotation_from_6d, rotation_to_6d
@@ -16,6 +19,39 @@ ACTION_DIM = 10
 TRANSLATION = slice(0, 3)
 ROTATION = slice(3, 9)
 GRIPPER = slice(9, 10)
+_PARTS = (3, 6, 1)  # of translation, rotation and gripper
+
+
+def full_scale(scale: Sequence[float] | None) -> tuple[float, ...]:
+    """``action_scale`` of a configuration as 10 numbers, by which actions are divided for the network.
+
+    Args:
+        scale: of translation (m), rotation and gripper, or of each of the 10 numbers; None: 1, as released.
+    Raises:
+        ValueError: another number of them, or one that is not positive.
+    """
+    if scale is None:
+        return (1.0,) * ACTION_DIM
+    numbers = isinstance(scale, Sequence) and all(
+        isinstance(number, (int, float)) and not isinstance(number, bool) and 0 < number < math.inf for number in scale
+    )
+    if not numbers or len(scale) not in (len(_PARTS), ACTION_DIM):
+        given = " ".join(map(str, scale)) if isinstance(scale, Sequence) and not isinstance(scale, str) else scale
+        raise ValueError(
+            f"action_scale is {given}; wanted 3 positive numbers (translation in metres, rotation, gripper), 10 (of "
+            "each number of an action), or None"
+        )
+    if len(scale) == ACTION_DIM:
+        return tuple(map(float, scale))
+    return tuple(float(number) for number, count in zip(scale, _PARTS, strict=True) for _ in range(count))
+
+
+def scale_words(scale: Sequence[float] | None) -> str:
+    """As the flag ``--action_scale`` takes it, in as few numbers as say it. Raises ``ValueError``."""
+    full = full_scale(scale)
+    parts = [full[part] for part in (TRANSLATION, ROTATION, GRIPPER)]
+    short = full if any(len(set(part)) > 1 for part in parts) else tuple(part[0] for part in parts)
+    return "None" if set(full) == {1.0} else " ".join(f"{number:g}" for number in short)
 
 
 def state_to_action(state: torch.Tensor, world_from_ee: torch.Tensor, world_from_ref: torch.Tensor) -> torch.Tensor:
@@ -34,6 +70,16 @@ def state_to_action(state: torch.Tensor, world_from_ee: torch.Tensor, world_from
     translation = (ref_from_ee @ ee_from_state[..., :3, 3:]).squeeze(-1)
     rotation = ref_from_ee @ ee_from_state[..., :3, :3] @ ref_from_ee.transpose(-1, -2)
     return torch.cat([translation, rotation_to_6d(rotation), 2 * state[..., 16:] - 1], dim=-1)
+
+
+def state_errors(predicted: torch.Tensor, recorded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """How far states (..., 17) are apart: positions in metres, rotations in degrees, and whether one has the gripper
+    open and the other not; (...) each."""
+    poses = [states[..., :16].unflatten(-1, (4, 4)) for states in (predicted, recorded)]
+    position = (poses[0][..., :3, 3] - poses[1][..., :3, 3]).norm(dim=-1)
+    trace = (poses[0][..., :3, :3] * poses[1][..., :3, :3]).sum((-2, -1))  # of the relative rotation
+    rotation = ((trace - 1) / 2).clamp(-1, 1).arccos().rad2deg()
+    return position, rotation, (predicted[..., 16] > 0.5) != (recorded[..., 16] > 0.5)
 
 
 def action_to_state(action: torch.Tensor, world_from_ee: torch.Tensor, world_from_ref: torch.Tensor) -> torch.Tensor:

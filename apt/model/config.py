@@ -5,11 +5,15 @@ Command lines read these long before (and often without) a model.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from apt.model.action_transform import full_scale, scale_words
 from apt.model.encoders.hub import VLM_MODES, load_config
 from apt.model.experts.config import ExpertConfig, VLMAttention
 from apt.model.experts.registry import check_architecture
+from apt.model.objectives.registry import prediction_of
 
 SIZES = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}  # name -> (width h, heads)
 
@@ -30,7 +34,13 @@ class VLAConfig:
     arch: str = "apt"
     """Architecture of the expert (apt/model/experts/registry.py)."""
     objective: str = "ddim"
-    """ddim (noise prediction) or flow (flow matching)."""
+    """ddim (diffusion) or flow (flow matching)."""
+    prediction: str | None = None
+    """What the network's answer means (apt/model/objectives/registry.py); None: as usual for the objective, epsilon of
+    ddim and velocity of flow."""
+    action_scale: tuple[float, ...] | None = None
+    """3 numbers (translation in metres, rotation, gripper) or 10 by which actions are divided before noise is added to
+    them; None: 1."""
     vlm: str = "Qwen/Qwen3-VL-2B-Instruct"
     """Hugging Face name, local folder, or "tiny"."""
     vlm_layer_stride: int = 3
@@ -51,6 +61,8 @@ class VLAConfig:
         if self.model not in SIZES:
             raise ValueError(f"unknown model size {self.model!r}; choose from {', '.join(SIZES)}")
         check_architecture(self.arch)
+        prediction_of(self.objective, self.prediction)
+        full_scale(self.action_scale)
         if self.vlm_mode not in VLM_MODES:
             raise ValueError(f"unknown VLM mode {self.vlm_mode!r}; choose from {', '.join(VLM_MODES)}")
         if self.train_stage == 0 and self.vlm_mode != "frozen":
@@ -85,6 +97,8 @@ class VLAConfig:
             action_step_embedding=self.action_step_embedding,
             attention_backend=self.attention_backend,
             objective=self.objective,
+            prediction=self.prediction,
+            action_scale=self.action_scale,
             vlm_attention=VLMAttention(
                 text.num_attention_heads,
                 text.num_key_value_heads,
@@ -92,3 +106,20 @@ class VLAConfig:
                 text.rope_parameters["rope_theta"],
             ),
         )
+
+
+def meaning(fields: Mapping[str, Any]) -> dict[str, str]:
+    """What a policy's weights mean and no tensor's shape tells: by field, as its flag is given.
+
+    Args:
+        fields: of a run's configuration; those that are missing are as in released models.
+    Raises:
+        ValueError: they contradict each other.
+    """
+    objective = fields.get("objective", VLAConfig.objective)
+    return {
+        "objective": objective,
+        "prediction": prediction_of(objective, fields.get("prediction")),
+        "action_scale": scale_words(fields.get("action_scale")),
+        "action_step_embedding": str(fields.get("action_step_embedding", VLAConfig.action_step_embedding)),
+    }

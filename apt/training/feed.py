@@ -15,6 +15,7 @@ from data_utils.batches.loader import build_loader
 from data_utils.datasets import get_dataset_class
 from data_utils.samples.dataset import H5DatasetMapBase
 from data_utils.samples.device_augment import recolored
+from data_utils.samples.split import split
 from data_utils.types import Batch, ImageTextBatch
 from train_utils.backend import Backend
 from train_utils.bad_episodes import SKIPPED, BadEpisodes
@@ -24,11 +25,13 @@ from train_utils.metrics import Stopwatch
 
 def open_datasets(
     config: TrainConfig, backend: Backend, say: Callable[[str], None]
-) -> tuple[list[H5DatasetMapBase], BadEpisodes]:
-    """The datasets of a run and what their indexes found to be unusable; called by all ranks.
+) -> tuple[list[H5DatasetMapBase], list[H5DatasetMapBase], BadEpisodes]:
+    """The datasets of a run, those of its held-out episodes (none: an empty list), and what their indexes found to be
+    unusable; called by all ranks.
 
     Raises:
-        DataError: nothing there, or more than ``max_bad_fraction`` of the episodes cannot be used.
+        DataError: nothing there, more than ``max_bad_fraction`` of the episodes cannot be used, or ``eval_split``
+            leaves nothing on one side.
     """
     with backend.node_main_first():  # builds the indexes, which the others read
         datasets = [
@@ -42,13 +45,15 @@ def open_datasets(
             )
             for name, data in zip(config.dataset_classes, config.data_configs(), strict=True)
         ]
+    datasets, held_out = split(datasets, config.eval_split)
     bad = BadEpisodes(datasets, config.max_bad_fraction, config.run_dir / SKIPPED, config.resume)
     say(
         f"data: {sum(len(d) for d in datasets)} episodes in {', '.join(config.dataset_classes)}"
+        + (f", {sum(len(d) for d in held_out)} held out" if held_out else "")
         + (f", {len(bad)} left out (see {bad.file})" if len(bad) else "")
     )
     bad.exchange(backend)
-    return datasets, bad
+    return datasets, held_out, bad
 
 
 def data_size(config: TrainConfig) -> tuple[int, int]:

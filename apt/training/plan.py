@@ -33,6 +33,7 @@ from apt.model.config import VLAConfig
 from apt.model.language_loss import chunk_rows
 from data_utils.batches.loader import batches_per_epoch
 from data_utils.datasets import get_dataset_class
+from data_utils.samples.split import split
 from train_utils.saving import format_bytes
 
 if TYPE_CHECKING:
@@ -210,13 +211,15 @@ def _describe_steps(config: TrainConfig, processes: int) -> list[str]:
         get_dataset_class(name)(config=data, train_stage=config.train_stage, seed=config.seed)
         for name, data in zip(config.dataset_classes, config.data_configs(), strict=True)
     ]
+    datasets, held_out = split(datasets, config.eval_split)
+    apart = f"; {sum(len(dataset) for dataset in held_out)} episodes held out" if held_out else ""
     episodes = sum(len(dataset) for dataset in datasets)
     frames = sum(int(dataset.lengths.sum()) for dataset in datasets)
     items = config.sample_multiplex * (frames if config.sample_by == "frame" else episodes)
     epoch = batches_per_epoch(items // processes, config.bs) * config.bs * processes  # the rest fills no batch
     batch = config.bs * processes * config.gradient_accumulation_steps
     return [
-        f"  data        {episodes} episodes, {frames} frames of {', '.join(config.dataset_classes)}",
+        f"  data        {episodes} episodes, {frames} frames of {', '.join(config.dataset_classes)}{apart}",
         f"  steps       {config.max_iterations} of {batch} samples ({processes} processes x {config.bs} x "
         f"{config.gradient_accumulation_steps}): {config.max_iterations * batch / epoch:.2f} epochs of {epoch} samples",
     ]

@@ -105,6 +105,18 @@ class Progress:
             + (f" bad episodes {len(feed.bad)}" if len(feed.bad) else "")
         )
 
+    def evaluated(self, iteration: int, values: dict[str, float], best: bool) -> None:
+        """What :meth:`apt.training.holdout.Holdout.evaluate` found: a line, and the same numbers in TensorBoard."""
+        if self._run_dir is None:
+            return
+        self._run_dir.scalars(iteration, {f"eval/{name}": value for name, value in values.items()})
+        self._say(
+            f"{iteration}/{self._config.max_iterations} held out: loss {values['loss']:.3f} (trans "
+            f"{values['translation']:.3f} rot {values['rotation']:.3f} grip {values['gripper']:.3f}) position "
+            f"{values['position_cm']:.2f} cm rotation {values['rotation_deg']:.2f} deg gripper wrong "
+            f"{values['gripper_wrong']:.1%}{' (best)' if best else ''}"
+        )
+
     def draw(self, iteration: int, model: VLA, batch: Batch, generator: torch.Generator) -> None:
         """Predicted and recorded paths of a batch, and the gates. By all ranks, since a sharded model needs them all;
         they would wait for the main one anyway."""

@@ -10,13 +10,12 @@ import numpy as np
 
 from apt.checkpoint import BEST, LATEST, CheckpointError, load_checkpoint, read_config, write_config
 from apt.configs import TrainConfig
+from apt.model.config import meaning
 from apt.model.pretrained import Origin
 from data_utils.files import remove_leftovers
 from train_utils.errors import ConfigError
 from train_utils.saving import save_checkpoint
 
-# What the weights mean depends on these, and no shape tells them.
-_DEFINING = ("objective", "action_step_embedding")
 _NOT_LEARNED = {"resume", "max_iterations", "pretrained_ckpt", "load_from_va", "device", "log_dir", "ckpt_dir"}
 _CONTINUE = {0: "--stage 0 --va-conti", 1: "--stage 1 --vla-conti"}
 
@@ -54,12 +53,25 @@ def _check_resumed(config: TrainConfig, latest: Path) -> None:
             "(--max-iter) to go on, or take the run as it is"
         )
     saved = _saved_fields(latest)
-    for field in _DEFINING:
-        if field in saved and saved[field] != getattr(config, field):
-            raise ConfigError(
-                f"run {config.name} was trained with {field} {saved[field]}, this would go on with "
-                f"{getattr(config, field)}; give --{field} {saved[field]}"
-            )
+    if saved and (differing := differing_meaning(saved, config)):
+        before, now = (", ".join(f"{field} {pair[which]}" for field, pair in differing.items()) for which in (0, 1))
+        flags = " ".join(f"--{field} {value}" for field, (value, _) in differing.items())
+        raise ConfigError(f"run {config.name} was trained with {before}, this would go on with {now}; give {flags}")
+    if saved and (before := saved.get("eval_split", 0.0)) != config.eval_split:
+        raise ConfigError(
+            f"run {config.name} held out {before} of the episodes, this would hold out {config.eval_split}, and it may "
+            f"have trained on these; give --eval_split {before}"
+        )
+
+
+def differing_meaning(saved: dict, config: TrainConfig) -> dict[str, tuple[str, str]]:
+    """In which fields the weights of a run whose configuration was ``saved`` mean something else than those of
+    ``config``: field -> values before and now, as its flag is given. Raises :class:`ConfigError`."""
+    try:
+        before, now = meaning(saved), meaning(config.to_dict())
+    except ValueError as error:
+        raise ConfigError(f"the configuration of the run to start from is of no use: {error}") from error
+    return {field: (before[field], now[field]) for field in now if before[field] != now[field]}
 
 
 def _saved_fields(latest: Path) -> dict:

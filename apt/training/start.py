@@ -11,6 +11,7 @@ from apt.checkpoint import LATEST, CheckpointError, find_checkpoint, load_checkp
 from apt.configs import TrainConfig
 from apt.model.pretrained import CheckpointMismatch, Origin
 from apt.model.vla import VLA
+from apt.training.run_dir import differing_meaning
 
 
 def read_start(config: TrainConfig, say: Callable[[str], None]) -> dict | None:
@@ -26,11 +27,8 @@ def read_start(config: TrainConfig, say: Callable[[str], None]) -> dict | None:
     path = find_checkpoint(config.pretrained_ckpt, config.ckpt_dir)
     content = load_checkpoint(path)
     with contextlib.suppress(CheckpointError):  # a file without its configuration is fine to start from
-        upstream = read_config(path)
-        for field, released in (("action_step_embedding", False), ("objective", "ddim")):
-            before, now = upstream.get(field, released), getattr(config, field)
-            if before != now:
-                say(f"warning: {path} was trained with {field}={before}, this run uses {now}")
+        for field, (before, now) in differing_meaning(read_config(path), config).items():
+            say(f"warning: {path} was trained with {field} {before}, this run uses {now}; --{field} {before} fits it")
     return content
 
 

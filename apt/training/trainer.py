@@ -11,6 +11,7 @@ from apt.checkpoint import LATEST, CheckpointError
 from apt.configs import TrainConfig
 from apt.training.feature_cache import FeatureCache
 from apt.training.feed import Feed, open_datasets
+from apt.training.holdout import Holdout
 from apt.training.progress import Progress, describe, narrator
 from apt.training.run_dir import RunDirectory, changed_since_saved, check_run_dir
 from apt.training.start import build_model, load_start, read_start
@@ -43,7 +44,7 @@ class Trainer:
         if config.cache_vlm_features is not None:
             store = FeatureStore(config.cache_vlm_features, 1e9 * config.cache_limit_gb)
         start = read_start(config, self._say)
-        datasets, bad = open_datasets(config, backend, self._say)
+        datasets, held_out, bad = open_datasets(config, backend, self._say)
 
         self.model = build_model(config, on_gpu=backend.device.type == "cuda")
         if start is not None:
@@ -60,6 +61,7 @@ class Trainer:
             self._say(str(self.cache))
 
         self.feed = Feed(config, backend, datasets, bad, self.model.vlm, self._say)
+        self.holdout = Holdout(config, backend, held_out, self.model.vlm, self._say) if held_out else None
         self.iteration = 0
         self.best_score, self.latest_score = float("inf"), float("inf")
         if config.resume:
@@ -116,13 +118,14 @@ class Trainer:
                     self._report()
                 if config.vis_interval and self.iteration % config.vis_interval == 0:
                     self._progress.draw(self.iteration, self.model, batch, self._generator(micro=0))
+                is_best = self.holdout is not None and self.holdout.is_due(self.iteration) and self._evaluate()
                 stopping = self._stop.agreed(self.backend)
                 numbered = self.iteration % config.save_interval == 0
                 if stopping or is_last:
                     self.feed.exchange_bad_episodes()
                     self._save(numbered)
                     break
-                if numbered or self.iteration % config.save_latest_interval == 0:
+                if is_best or numbered or self.iteration % config.save_latest_interval == 0:
                     self._save(numbered)
         self._finish(None if self.iteration == config.max_iterations else continued)
 
@@ -156,7 +159,8 @@ class Trainer:
     def _report(self) -> None:
         """Bring together what all ranks know, show it, and end a run that has gone astray."""
         means = self._window.flush(self.backend.mean)
-        self.latest_score = means["total"]
+        if self.holdout is None:
+            self.latest_score = means["total"]
         self.feed.exchange_bad_episodes()
         skipped, in_a_row, at_fault = self._nonfinite.report(self.backend)
         rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
@@ -169,6 +173,15 @@ class Trainer:
                 f"{in_a_row} steps in a row had a non-finite loss or gradient: {at_fault}; look at these "
                 "episodes with python -m data_utils.inspect, or resume with a lower --max_lr"
             )
+
+    def _evaluate(self) -> bool:
+        """On the held-out episodes; whether the policy is the best of this run so far."""
+        with self._stopwatch.paused():
+            values = self.holdout.evaluate(self.model)
+        self.latest_score = values["loss"]
+        is_best = self.latest_score < self.best_score
+        self._progress.evaluated(self.iteration, values, is_best)
+        return is_best
 
     def _generator(self, micro: int) -> torch.Generator:
         """All randomness of a step follows from (seed, iteration, micro-batch, rank): a resumed run repeats it."""

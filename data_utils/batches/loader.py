@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from data_utils.batches.collate import Collator
 from data_utils.batches.mixture import ENDED, HUNG, Mixture
 from data_utils.batches.options import LoaderOptions
-from data_utils.batches.samplers import DistributedMultiplexSampler, DistributedWeightedSampler
+from data_utils.batches.samplers import DistributedMultiplexSampler, DistributedWeightedSampler, ListedSampler
 from data_utils.batches.workers import single_threaded, start_workers, without_traceback
 from data_utils.errors import DataError
 from data_utils.samples.dataset import H5DatasetMapBase
@@ -23,6 +23,8 @@ from data_utils.types import Batch, TokenizedPrompt
 from data_utils.words import ending
 
 logger = logging.getLogger(__name__)
+
+AnySampler = DistributedWeightedSampler | DistributedMultiplexSampler | ListedSampler
 
 MAX_RESTARTS, RESTART_WINDOW = 8, 1000  # restarts that no episode explains, within so many batches
 POLL_S = 5.0  # how soon a dead worker is noticed; workers on a busy machine take up an epoch sooner than this
@@ -46,7 +48,7 @@ class Loader:
     def __init__(
         self,
         mixture: Mixture,
-        sampler: DistributedWeightedSampler | DistributedMultiplexSampler,
+        sampler: AnySampler,
         timeout: float,
         options: dict,
     ) -> None:
@@ -218,7 +220,8 @@ def build_loader(
     train: bool = True,
     num_samples: int | None = None,
     pad_multiple: int = 1,
-) -> tuple[Loader, DistributedWeightedSampler | DistributedMultiplexSampler]:
+    sampler: AnySampler | None = None,
+) -> tuple[Loader, AnySampler]:
     """Build the loader of one rank and its sampler (for ``set_epoch`` and ``set_start``, which counts batches).
 
     Args:
@@ -229,12 +232,14 @@ def build_loader(
         train: drop the last, incomplete batch.
         num_samples: length of a weighted epoch over all ranks; None: as the options say.
         pad_multiple: prompt lengths are rounded up to a multiple of this.
+        sampler: this rank's order; None: as the options say.
     Raises:
         ValueError: no datasets, or datasets that disagree.
         DataError: an epoch shorter than one batch.
     """
     _check(datasets)
-    sampler = make_sampler(datasets, options, rank, world_size, num_samples)
+    if sampler is None:
+        sampler = make_sampler(datasets, options, rank, world_size, num_samples)
     if train:
         batches_per_epoch(len(sampler), options.batch_size)
     collate = Collator(

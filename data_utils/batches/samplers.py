@@ -42,6 +42,28 @@ def _generator(seed: int, epoch: int, *stream: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence((seed, epoch), spawn_key=stream))
 
 
+class ListedSampler(Sampler[SampleKey]):
+    """The keys of one rank as they are listed.
+
+    Args:
+        batch_size: the unit of :meth:`set_start`.
+    """
+
+    def __init__(self, keys: Sequence[SampleKey], batch_size: int) -> None:
+        self._keys, self._batch_size = keys, batch_size
+        self.start = 0
+
+    def set_start(self, step: int) -> None:
+        """Let the iterations begin at batch ``step``."""
+        self.start = step
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __iter__(self) -> Iterator[SampleKey]:
+        return iter(self._keys[self.start * self._batch_size :])
+
+
 CHUNK = 1 << 22  # positions of a weighted epoch that are laid out together
 BLOCK = 1 << 13  # positions whose keys are made together
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -23,11 +24,17 @@ class EpisodeList(Sequence[str]):
         faults: the episodes that are left out.
     """
 
-    def __init__(self, rows: pa.Table, roots: Sequence[str | None], faults: list[UnusableEpisode]) -> None:
+    def __init__(
+        self,
+        rows: pa.Table,
+        folders: Sequence[str | None],
+        video_roots: Sequence[str | None],
+        faults: list[UnusableEpisode],
+    ) -> None:
         self._paths = rows["path"].combine_chunks()
         self._status = np.stack([rows["size"].to_numpy(), rows["mtime_ns"].to_numpy()], axis=1)  # (N, 2)
-        self._root = rows["root"].to_numpy()  # into _roots
-        self._roots = list(roots)
+        self._location = rows["location"].to_numpy()  # into _folders and _video_roots
+        self._folders, self._video_roots = list(folders), list(video_roots)
         self.lengths = rows["length"].to_numpy()
         self.faults = faults
 
@@ -49,7 +56,20 @@ class EpisodeList(Sequence[str]):
 
     def video_root(self, index: int) -> str | None:
         """Folder of the videos of an episode; None: what its file says."""
-        return self._roots[self._root[index]]
+        return self._video_roots[self._location[index]]
+
+    def name(self, index: int) -> str:
+        """Path of an episode below its location; of a file that was named by itself, its own name."""
+        path, folder = self[index], self._folders[self._location[index]]
+        return os.path.basename(path) if folder is None else os.path.relpath(path, folder)
+
+    def only(self, chosen: np.ndarray) -> "EpisodeList":
+        """The episodes that are ``chosen`` (N,) bool; what was left out already is not listed again."""
+        part = copy.copy(self)
+        part._paths = self._paths.filter(pa.array(chosen))
+        part._status, part._location = self._status[chosen], self._location[chosen]
+        part.lengths, part.faults = self.lengths[chosen], []
+        return part
 
     def is_unchanged(self, index: int) -> bool:
         """Whether the file is still the one that was checked, by its size and time."""
@@ -73,12 +93,13 @@ def list_episodes(
         DataError: a location without episodes.
     """
     if all(isinstance(item, Location) for item in source):
-        tables = [EpisodeIndex(location.path).episodes for location in source]
-        roots = [location.video_root for location in source]
+        indexes = [EpisodeIndex(location.path) for location in source]
+        tables, folders = [index.episodes for index in indexes], [index.root for index in indexes]
+        video_roots = [location.video_root for location in source]
     else:
-        tables, roots = [check_paths(source)], [None]
+        tables, folders, video_roots = [check_paths(source)], [None], [None]
     numbered = [
-        table.append_column("root", pa.array(np.full(len(table), number, np.int16)))
+        table.append_column("location", pa.array(np.full(len(table), number, np.int16)))
         for number, table in enumerate(tables)
     ]
     rows = pa.concat_tables(numbered)
@@ -91,7 +112,7 @@ def list_episodes(
     faults = _faults(rows, tuple(cameras))
     usable = np.ones(len(rows), bool)
     usable[list(faults)] = False
-    return EpisodeList(rows.filter(pa.array(usable)), roots, list(faults.values()))
+    return EpisodeList(rows.filter(pa.array(usable)), folders, video_roots, list(faults.values()))
 
 
 def _faults(rows: pa.Table, cameras: tuple[str, ...]) -> dict[int, UnusableEpisode]:

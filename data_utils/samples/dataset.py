@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -104,6 +105,17 @@ class H5DatasetMapBase(torch.utils.data.Dataset):
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def split(self, is_apart: Callable[[str], bool]) -> tuple["H5DatasetMapBase", "H5DatasetMapBase"]:
+        """This dataset without, and with nothing but, the episodes that ``is_apart`` says of their names below their
+        locations. The second is not for training (``train`` False); either may be empty. Faults stay with the first."""
+        apart = np.array([is_apart(self.paths.name(index)) for index in range(len(self))], bool)
+        rest, chosen = copy.copy(self), copy.copy(self)
+        rest.paths, chosen.paths, chosen.train = self.paths.only(~apart), self.paths.only(apart), False
+        rest.paths.faults = self.paths.faults
+        for part in (rest, chosen):
+            part._reset_worker_state()
+        return rest, chosen
 
     def sample(self, index: int, rng: np.random.Generator, frame: int | None = None) -> Sample:
         """One sample of episode ``index`` (uint8 images, no coordinate maps).

@@ -9,7 +9,8 @@ import pytest
 
 from apt.ablation.grid import GRIDS, STAGE_1_ONLY, Grid, Row, expand, files_digest, learned_fields, select_rows
 from apt.ablation.study import changed_fields
-from apt.configs import CONFIGS, TrainConfig
+from apt.configs import CONFIGS, UNIT_SCALE, TrainConfig
+from apt.model.objectives.registry import PREDICTIONS
 from apt.training.cli import parse_train_config
 from tests.ablation.helpers import ITERATIONS, make_study
 from train_utils.errors import ConfigError
@@ -52,6 +53,16 @@ def test_fusion_crosses_how_features_enter_with_the_step_embedding():
     assert all(row.stages == 2 for row in GRIDS["fusion"].rows)
 
 
+def test_objectives_are_compared_on_held_out_episodes_with_each_prediction_they_can_make():
+    cells = [cell.config for cell in cells_of("objectives")[: len(GRIDS["objectives"].rows)]]
+    assert {(c.objective, c.vla_config().prediction) for c in cells} == {
+        (objective, prediction) for objective in PREDICTIONS for prediction in PREDICTIONS[objective]
+    }
+    assert {c.action_scale for c in cells} == {None, UNIT_SCALE} and all(c.eval_split == 0.1 for c in cells)
+    released = next(cell for cell in cells_of("objectives") if cell.row.name == "ddim_epsilon_metres").config
+    assert "None" in changed_fields(released, CONFIGS["debug"])
+
+
 def test_one_stage_cells_train_as_long_as_they_are_told():
     steps = {cell.row.stages: cell.config.max_iterations for cell in cells_of("table2")}
     assert steps == {1: ITERATIONS.one_stage, 2: ITERATIONS.vla}
@@ -83,7 +94,8 @@ def test_where_and_how_fast_a_run_trains_is_not_part_of_what_it_learns():
 
 
 def test_the_command_line_of_a_cell_gives_its_configuration_back():
-    for cell in cells_of("table2", dataset_weights=(1.0,), vlm_lr=1e-5, image_size=None):
+    changed = {"dataset_weights": (1.0,), "vlm_lr": 1e-5, "image_size": None}
+    for cell in [*cells_of("table2", **changed), *cells_of("objectives", **changed)]:
         argv = ["--config", "debug", *changed_fields(cell.config, CONFIGS["debug"])]
         assert learned_fields(parse_train_config(argv)) == learned_fields(cell.config)
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 
 import cv2
 import numpy as np
 import pytest
 from scipy import stats
 
-from apt.ablation.chart import write_chart
+from apt.ablation.chart import COLORS, write_chart
+from apt.ablation.curves import read_curve, write_curves
 from apt.ablation.report import build_report, csv_table, estimate, markdown, write_tables
 from examples.statistics import wilson_interval
 from tests.ablation.helpers import SETTINGS, finish, made_up, make_study
@@ -104,6 +106,24 @@ def test_failed_and_missing_cells_are_marked_and_leave_the_others_as_they_are(tm
         name: row for name, row in before.items() if name != "joint_2stage"
     }
     assert "- joint_2stage/seed1, in joint_2stage/seed1 VLA: error: no disk" in markdown(report)
+
+
+def test_curves_are_drawn_of_what_cells_with_held_out_episodes_logged(tmp_path):
+    study = make_study(tmp_path, "objectives", seeds=1)
+    assert write_curves(study) is None
+    for number, cell in enumerate(study.cells):
+        table = study.metrics(cell)
+        table.parent.mkdir(parents=True)
+        rows = [{"step": step, "loss/total": 40 / step} for step in (1, 2, 3)]
+        rows += [{"step": step, "eval/loss": 1.0, "eval/position_cm": 50 / step + number} for step in (2, 1, 2)]
+        table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    steps, values = read_curve(table, "eval/position_cm")
+    assert steps.tolist() == [1, 2] and values.tolist() == [50 + number, 25 + number]
+    image = cv2.imread(str(write_curves(study)))
+    colors = [tuple(int(color[i : i + 2], 16) for i in (5, 3, 1)) for color in COLORS]
+    assert all((image == color).all(-1).any() for color in colors[: len(study.cells)])
+    plain = make_study(tmp_path / "plain", "table2")
+    assert write_curves(plain) is None
 
 
 def test_the_chart_shows_a_bar_per_row_and_setting_and_is_written_from_the_same_report(study):

@@ -22,7 +22,8 @@ def tiny_policy(compile: str = "none", vlm_mode: str = "frozen", **changes) -> P
     with torch.no_grad():
         for parameter in model.expert.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
-    built = {field: getattr(model.config, field) for field in ("arch", "objective", "train_stage")}
+    fields = ("arch", "objective", "prediction", "action_scale", "train_stage")
+    built = {field: getattr(model.config, field) for field in fields}
     return Policy(model, dataclasses.replace(CONFIGS["debug"], image_size=64, **built), "cpu", compile)
 
 

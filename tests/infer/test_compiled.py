@@ -85,11 +85,13 @@ def test_after_warm_up_a_new_instruction_compiles_nothing(arch, objective, monke
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch, objective", [("apt", "ddim"), ("pi", "flow")])
-def test_compiled_code_gives_the_same_plans(arch, objective):
+@pytest.mark.parametrize(
+    "changes", [{"prediction": "sample", "action_scale": (0.1, 0.3, 1.0)}, {"arch": "pi", "objective": "flow"}], ids=str
+)
+def test_compiled_code_gives_the_same_plans(changes):
     torch._dynamo.reset()
-    eager = small_planner(arch=arch, objective=objective)
-    planner = small_planner("compile", arch=arch, objective=objective)
+    eager = small_planner(**changes)
+    planner = small_planner("compile", **changes)
     planner.set_chunking(RealTimeChunking(2.0))
     other = eager.session()
     other.set_chunking(RealTimeChunking(2.0))

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apt.model.action_transform import action_to_state, state_to_action
+from apt.model.action_transform import action_to_state, state_errors, state_to_action
 from apt.model.layers.rotations import invert_transform, make_transform, rotation_from_6d, rotation_from_quaternion
 
 
@@ -67,3 +67,17 @@ def test_a_six_dimensional_rotation_is_the_first_two_rows_and_gets_orthonormalis
 def test_inverse_of_a_rigid_transform():
     poses = random_poses((7,), torch.Generator().manual_seed(1))
     torch.testing.assert_close(invert_transform(poses) @ poses, torch.eye(4).expand(7, 4, 4), atol=1e-5, rtol=0)
+
+
+def test_states_are_as_far_apart_as_they_were_moved_and_turned():
+    turn = torch.eye(4)
+    turn[:2, :2] = torch.tensor([[0.0, -1], [1, 0]])  # by 90 degrees
+    turn[:3, 3] = torch.tensor([0.3, 0, 0.4])
+    states = [
+        torch.cat([pose.flatten(), torch.tensor([gripper])]) for pose, gripper in ((torch.eye(4), 0.4), (turn, 1))
+    ]
+    position, rotation, gripper = state_errors(*states)
+    assert (round(position.item(), 5), round(rotation.item(), 3), gripper.item()) == (0.5, 90.0, True)
+    same = random_states((5, 2), torch.Generator().manual_seed(0)).double()
+    position, rotation, gripper = state_errors(same, same)
+    assert position.shape == (5, 2) and position.max() == 0 and rotation.max() < 0.1 and not gripper.any()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
@@ -10,6 +12,7 @@ from safetensors.torch import load_file
 from apt.model.experts.base import RobotState
 from apt.model.objectives.base import Guide, Schedule
 from apt.model.objectives.diffusion import Diffusion
+from apt.model.objectives.registry import PREDICTIONS
 from benchmarks.uncached_denoise import uncached_predict
 from scripts.golden_expert import features_from_golden, load_expert
 from tests.conftest import GOLDEN
@@ -39,6 +42,20 @@ def test_the_cached_loop_equals_the_joint_pass_over_all_tokens_at_every_step(gol
     assert (uncached - expected)[valid].abs().max() < 1e-3 * scale
 
 
+@pytest.mark.parametrize("prediction", PREDICTIONS["ddim"])
+def test_the_cached_loop_of_scaled_actions_equals_the_joint_pass_too(golden, prediction):
+    released, _ = load_expert(GOLDEN / "action_expert", 1)
+    scaled = dataclasses.replace(released.config, prediction=prediction, action_scale=(0.2, 0.5, 2.0))
+    expert = type(released)(scaled).eval()
+    expert.load_state_dict(released.state_dict())
+    features, robot, noise = features_from_golden(golden), golden_robot(golden), golden["draw.noise"]
+    with torch.no_grad():
+        cached = expert.predict(features, robot, noise)
+        uncached = uncached_predict(expert, features, robot, noise)
+    valid = robot.valid_ee[:, None, :, None].expand_as(cached)
+    assert (cached - uncached)[valid].abs().max() < 1e-5 * cached[valid].abs().max()
+
+
 @pytest.mark.parametrize("stage", [0, 1])
 def test_several_samples_share_what_precedes_denoising(golden, stage):
     expert, _ = load_expert(GOLDEN / "action_expert", stage)
@@ -50,7 +67,7 @@ def test_several_samples_share_what_precedes_denoising(golden, stage):
     torch.testing.assert_close(both.unflatten(0, (-1, 2)), torch.stack(each, 1), atol=1e-5, rtol=0)
 
 
-# Exact noise of a mixture of Gaussians stands for a well trained policy of several modes.
+# The exact answer of a mixture of Gaussians stands for a well trained policy of several modes.
 
 
 class Mixture:
@@ -69,11 +86,20 @@ class Mixture:
         share = torch.softmax(-offset.square().sum(-1) / (2 * variance), -1)
         return (1 - alpha).sqrt() * (share.unsqueeze(-1) * offset).sum(1) / variance
 
+    def answer(self, x: torch.Tensor, timestep: torch.Tensor, prediction: str) -> torch.Tensor:
+        """What a network that predicts so would say of ``x`` (B, 10)."""
+        alpha, noise = self._alphas[timestep], self.noise(x, timestep)
+        clean = (x - (1 - alpha).sqrt() * noise) / alpha.sqrt()
+        velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
+        return {"epsilon": noise, "sample": clean, "v_prediction": velocity}[prediction]
+
 
 def draw(diffusion: Diffusion, target: Mixture, steps: int, sampler: str, noise: torch.Tensor, guide=None):
     schedule = diffusion.schedule(steps, sampler)
     exact = Schedule(schedule.timesteps, schedule.coefficients.double())
-    return diffusion.sample(lambda x, i: target.noise(x, exact.timesteps[i]), noise, exact, guide)
+    return diffusion.sample(
+        lambda x, i: target.answer(x, exact.timesteps[i], diffusion.prediction), noise, exact, guide
+    )
 
 
 NOISE = torch.randn(256, 10, generator=torch.Generator().manual_seed(0)).double()
@@ -81,8 +107,9 @@ NOISE = torch.randn(256, 10, generator=torch.Generator().manual_seed(0)).double(
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 20, 99, 100])
 @pytest.mark.parametrize("sampler", Diffusion.samplers)
-def test_samplers_take_the_steps_that_diffusers_takes(sampler, steps):
-    diffusion = Diffusion()
+@pytest.mark.parametrize("prediction", PREDICTIONS["ddim"])
+def test_samplers_take_the_steps_that_diffusers_takes(prediction, sampler, steps):
+    diffusion = Diffusion(prediction=prediction)
     target = Mixture(diffusion, 3, 0.1)
     schedule = diffusion.schedule(steps, sampler)
     config = diffusion._scheduler.config
@@ -98,8 +125,33 @@ def test_samplers_take_the_steps_that_diffusers_takes(sampler, steps):
         library.set_timesteps(timesteps=schedule.timesteps.tolist())
     x = NOISE.float()
     for timestep in library.timesteps:
-        x = library.step(target.noise(x.double(), timestep).float(), timestep, x).prev_sample
+        x = library.step(target.answer(x.double(), timestep, prediction).float(), timestep, x).prev_sample
     torch.testing.assert_close(draw(diffusion, target, steps, sampler, NOISE).float(), x, atol=3e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS["ddim"])
+def test_the_network_is_asked_for_what_diffusers_calls_so(prediction):
+    diffusion = Diffusion(prediction=prediction)
+    clean, noise = torch.randn(2, 100, 4, 10, generator=torch.Generator().manual_seed(0))
+    timestep = torch.arange(100)
+    target = diffusion.target(clean, noise, timestep)
+    assert diffusion.error(target, target).abs().max() == 0
+    torch.testing.assert_close(diffusion.error(target - 0.5, target), torch.full((100, 4, 10), 0.5))
+    x, library = diffusion.add_noise(clean, noise, timestep), DDIMScheduler.from_config(diffusion._scheduler.config)
+    library.set_timesteps(100)
+    for step in (0, 50, 90):
+        back = library.step(target[step], step, x[step]).pred_original_sample
+        torch.testing.assert_close(back, clean[step], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("sampler", Diffusion.samplers)
+def test_one_denoiser_gives_the_same_samples_whatever_it_is_asked_for(sampler):
+    draws = []
+    for prediction in PREDICTIONS["ddim"]:
+        diffusion = Diffusion(prediction=prediction)
+        draws.append(draw(diffusion, Mixture(diffusion, 3, 0.1), 10, sampler, NOISE))
+    for other in draws[1:]:
+        torch.testing.assert_close(other, draws[0], atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("modes, std", [(1, 0.3), (3, 0.05), (8, 0.1)])
@@ -127,8 +179,9 @@ def test_a_schedule_is_made_once_and_bad_ones_are_named():
 
 
 @pytest.mark.parametrize("sampler", Diffusion.samplers)
-def test_a_guide_of_weight_one_is_met_exactly_and_of_weight_zero_changes_nothing(sampler):
-    diffusion = Diffusion()
+@pytest.mark.parametrize("prediction", PREDICTIONS["ddim"])
+def test_a_guide_of_weight_one_is_met_exactly_and_of_weight_zero_changes_nothing(prediction, sampler):
+    diffusion = Diffusion(prediction=prediction)
     target = Mixture(diffusion, 3, 0.05)
     wanted = torch.full((256, 10), 0.2).double()
     weight = torch.cat([torch.ones(5), torch.zeros(5)]).double()

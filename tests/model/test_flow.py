@@ -9,6 +9,7 @@ from scipy import stats
 
 from apt.model.objectives.base import Guide, Schedule
 from apt.model.objectives.flow import FlowMatching
+from apt.model.objectives.registry import PREDICTIONS
 
 NOISE = torch.randn(512, 10, generator=torch.Generator().manual_seed(0)).double()
 
@@ -38,25 +39,28 @@ def test_noise_is_mixed_in_by_the_time_that_the_network_is_told():
         torch.testing.assert_close(mixed[row], (1 - share) * clean[row] + share * noise[row])
 
 
-def test_the_error_is_least_at_the_velocity_from_noise_to_action():
-    flow = FlowMatching(100, 10)
+def test_the_network_is_asked_for_the_velocity_from_noise_to_action_or_for_the_action():
     clean, noise = torch.randn(2, 3, 10, generator=torch.Generator().manual_seed(0))
-    assert flow.error(clean - noise, clean, noise).abs().max() == 0
-    torch.testing.assert_close(flow.error(clean - noise + 0.5, clean, noise), torch.full((3, 10), 0.25))
+    for prediction, wanted in (("velocity", clean - noise), ("sample", clean)):
+        flow = FlowMatching(prediction=prediction)
+        target = flow.target(clean, noise, torch.tensor([0.0, 50.0, 100.0]))
+        assert torch.equal(target, wanted) and flow.error(wanted, target).abs().max() == 0
+        torch.testing.assert_close(flow.error(wanted + 0.5, target), torch.full((3, 10), 0.25))
 
 
 @pytest.mark.parametrize("steps", [1, 3, 10, 100])
-def test_a_data_set_of_one_point_is_met_exactly(steps):
+@pytest.mark.parametrize("prediction", PREDICTIONS["flow"])
+def test_a_data_set_of_one_point_is_met_exactly(prediction, steps):
     """Its velocity at x is (point - x) / (time left), which leads straight to the point."""
-    flow, point = FlowMatching(100, 10), torch.linspace(-1, 1, 10).double()
+    flow, point = FlowMatching(prediction=prediction), torch.linspace(-1, 1, 10).double()
     schedule = exact(flow, steps)
     path = []
 
-    def velocity(x: torch.Tensor, index: int) -> torch.Tensor:
+    def answer(x: torch.Tensor, index: int) -> torch.Tensor:
         path.append(x)
-        return (point - x) / (schedule.timesteps[index].double() / 100)
+        return {"velocity": (point - x) / (schedule.timesteps[index].double() / 100), "sample": point}[prediction]
 
-    end = flow.sample(velocity, NOISE, schedule)
+    end = flow.sample(answer, NOISE, schedule)
     torch.testing.assert_close(end, point.expand_as(end), atol=1e-6, rtol=0)
     for index, x in enumerate(path):  # in equal steps
         torch.testing.assert_close(x, torch.lerp(NOISE, point.expand_as(NOISE), index / steps), atol=1e-6, rtol=0)
@@ -79,12 +83,21 @@ class Mixture:
         return (share * (action - noise)).sum(1)
 
 
-def draw(target: Mixture, steps: int, guide: Guide | None = None) -> torch.Tensor:
-    flow = FlowMatching(100, 10)
+def draw(target: Mixture, steps: int, guide: Guide | None = None, prediction: str = "velocity") -> torch.Tensor:
+    flow = FlowMatching(prediction=prediction)
     schedule = exact(flow, steps)
-    return flow.sample(
-        lambda x, i: target.velocity(x, 1 - schedule.timesteps[i].double() / 100), NOISE, schedule, guide
-    )
+
+    def answer(x: torch.Tensor, index: int) -> torch.Tensor:
+        left = schedule.timesteps[index].double() / 100
+        velocity = target.velocity(x, 1 - left)
+        return {"velocity": velocity, "sample": x + left * velocity}[prediction]
+
+    return flow.sample(answer, NOISE, schedule, guide)
+
+
+def test_one_denoiser_gives_the_same_samples_whatever_it_is_asked_for():
+    target = Mixture(3, 0.05)
+    torch.testing.assert_close(draw(target, 10, prediction="sample"), draw(target, 10), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("modes, std", [(1, 0.3), (3, 0.05), (8, 0.1)])
@@ -99,12 +112,14 @@ def test_samples_of_a_mixture_converge_with_the_number_of_steps(modes, std):
     assert (shares - 1 / modes).abs().max() < 0.12  # and their weight
 
 
-def test_a_guide_of_weight_one_is_met_exactly_and_of_weight_zero_changes_nothing():
+@pytest.mark.parametrize("prediction", PREDICTIONS["flow"])
+def test_a_guide_of_weight_one_is_met_exactly_and_of_weight_zero_changes_nothing(prediction):
     target, wanted = Mixture(3, 0.05), torch.full((512, 10), 0.2).double()
     weight = torch.cat([torch.ones(5), torch.zeros(5)]).double()
-    torch.testing.assert_close(draw(target, 10, Guide(wanted, weight))[:, :5], wanted[:, :5], atol=1e-9, rtol=0)
-    unguided = draw(target, 10, Guide(wanted, torch.zeros_like(weight)))
-    torch.testing.assert_close(unguided, draw(target, 10), atol=1e-12, rtol=0)
+    guided = draw(target, 10, Guide(wanted, weight), prediction)
+    torch.testing.assert_close(guided[:, :5], wanted[:, :5], atol=1e-9, rtol=0)
+    unguided = draw(target, 10, Guide(wanted, torch.zeros_like(weight)), prediction)
+    torch.testing.assert_close(unguided, draw(target, 10, prediction=prediction), atol=1e-12, rtol=0)
 
 
 def test_bad_schedules_are_named():

@@ -17,6 +17,7 @@ from apt.checkpoint import load_checkpoint
 from apt.configs import CONFIGS, TrainConfig
 from apt.train import main as trainer
 from apt.training import flags, launch, stages
+from apt.training.cli import parse_train_config
 from data_utils.cli import CommandLineError
 from tests.training.helpers import REPOSITORY, train
 from train_utils.saving import save_checkpoint
@@ -217,7 +218,24 @@ def test_every_preset_of_the_specification_is_there():
     }  # fmt: skip
     libero = CONFIGS["finetune_libero"]
     assert (libero.sample_multiplex, libero.num_warmup, libero.max_iterations) == (1000, 2000, 70000)
-    assert all(config.action_step_embedding for config in CONFIGS.values())
+    for config in CONFIGS.values():
+        assert config.action_step_embedding and config.prediction == "sample"
+        assert config.action_scale == (0.1, 0.3, 1.0)
+
+
+def test_predictions_and_scales_are_flags_and_wrong_ones_one_line():
+    argv = "--config finetune_pp --prediction v_prediction --action_scale 0.2 0.5 1".split()
+    config = parse_train_config(argv)
+    assert (config.prediction, config.action_scale) == ("v_prediction", (0.2, 0.5, 1.0))
+    released = parse_train_config("--config finetune_pp --prediction epsilon --action_scale None".split()).vla_config()
+    assert (released.prediction, released.action_scale) == ("epsilon", None)
+    for given, named in (
+        ("--objective flow --prediction epsilon", "prediction 'epsilon' is not one of the objective 'flow'; choose"),
+        ("--action_scale 1", "action_scale is 1.0; wanted 3 positive numbers"),
+        ("--action_scale 0.1 -0.3 1", "action_scale is 0.1 -0.3 1.0; wanted 3 positive numbers"),
+    ):
+        with pytest.raises(ValueError, match=named):
+            parse_train_config(["--config", "debug", *given.split()])
 
 
 @pytest.mark.parametrize("script", ["train", "finetune"])

@@ -25,6 +25,7 @@ from tests.data.test_image_text import write_pairs
 from tests.training.helpers import REPOSITORY
 from tests.training.processes import free_port
 from tests.training.released import write_release
+from tests.training.test_holdout import VALUES
 from tests.training.test_pictures import SCALARS
 
 DOCS = REPOSITORY / "docs" / "training.md"
@@ -38,6 +39,7 @@ SMALLER = {
     "--master-addr": lambda value: "127.0.0.1",
     "--vlm": lambda value: value,  # a folder that the fake download fills with the built-in VLM
     "--ema_start": lambda value: "1",
+    "--eval_split": lambda value: "0.4",  # of six episodes
     "--ckpt_dir": lambda value: value.lstrip("/"),  # shared storage: a folder of the test
     "--log_dir": lambda value: value.lstrip("/"),
 }
@@ -46,7 +48,8 @@ AS_WRITTEN = {
     "--vlm-lr", "--gc", "--backend", "--ds-zero", "--dry-run", "--nnodes", "--node-rank", "--save-interval",
     "--action_step_embedding", "--augment", "--cache_vlm_features", "--cache_limit_gb", "--noise_samples_per_obs",
     "--ema_enabled", "--one-stage", "--knowledge_insulation", "--lm_loss_weight", "--image_text_pairs",
-    "--image_text_bs",
+    "--image_text_bs", "--prediction", "--action_scale",
+    "--eval_every", "--eval_samples",
 }  # fmt: skip
 EVERYWHERE = "--image_size 64 --sample_multiplex 20 --vis_interval 0".split()
 
@@ -107,6 +110,8 @@ def runnable(command: list[str], port: int = 29500) -> list[str]:
         return shrunk(command, port)
     if command[:3] == ["bash", "scripts/setup.sh", "--deepspeed"]:
         return ["bash", "scripts/setup.sh", "--help"]  # installs nothing here: the tests' environment has DeepSpeed
+    if command[:3] == ["python", "-m", "apt.ablate"]:
+        return [*command[:3], "--help"]  # tests/ablation runs grids
     known = (
         ["hf", "download"],
         ["tensorboard"],
@@ -184,12 +189,15 @@ def test_flags_mean_what_the_document_says_before_they_are_made_smaller(place, m
     assert text.knowledge_insulation and text.lm_loss_weight > 0 and text.image_text_pairs is not None
     full = runs["apt_vla_full"]
     assert (full.vlm_finetune_mode, full.backend, full.ds_zero, full.resume) == ("full", "deepspeed", 3, True)
-    assert runs["ft_released"].action_step_embedding is False and runs["ft_pp"].action_step_embedding is True
+    released, own = runs["ft_released"].vla_config(), runs["ft_pp"].vla_config()
+    assert (released.prediction, released.action_scale, released.action_step_embedding) == ("epsilon", None, False)
+    assert (own.prediction, own.action_scale, own.action_step_embedding) == ("sample", (0.1, 0.3, 1.0), True)
 
 
 def test_every_scalar_is_explained():
     text = DOCS.read_text(encoding="utf-8")
-    assert [tag for tag in (*SCALARS, "data/cache_hits", "loss/lm", "loss/lm_pairs") if f"`{tag}`" not in text] == []
+    tags = (*SCALARS, *(f"eval/{name}" for name in VALUES), "data/cache_hits", "loss/lm", "loss/lm_pairs")
+    assert [tag for tag in tags if f"`{tag}`" not in text] == []
 
 
 def qwen_folders(folder: Path) -> dict[str, Path]:

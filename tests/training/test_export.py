@@ -62,6 +62,7 @@ def test_the_folder_is_what_the_hub_takes(run, tmp_path):
     assert len(modes) == 1, "they are as readable as any file"
     card = (tmp_path / "hub" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: apt-vla") and "LoRA" in card and "2 iterations on PickPlaceCan" in card
+    assert "objective `ddim`, prediction `sample`, action_scale `0.1 0.3 1`, action_step_embedding `True`" in card
     assert json.loads((tmp_path / "hub" / "config.json").read_text())["vlm_finetune_mode"] == "lora"
 
 

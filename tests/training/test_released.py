@@ -70,6 +70,10 @@ def test_a_released_run_is_resumed_with_what_fits_and_a_warning_for_what_does_no
 ):
     write_release(tmp_path / "ckpt/apt_vla", layout, vlm_kind=kind, dtype=torch.bfloat16)
     fields = {"resume": True, "vlm_finetune_mode": kind or "frozen", "max_iterations": 100001}
+    assert train(tmp_path, "apt_vla", **fields) == 2
+    given = "give --prediction epsilon --action_scale None --action_step_embedding False"
+    assert given in capsys.readouterr().err
+    fields |= {"prediction": "epsilon", "action_scale": "None", "action_step_embedding": False}
     assert train(tmp_path, "apt_vla", **fields) == 0
     out = capsys.readouterr().out
     assert "resume: apt_vla at iteration 100000" in out and "warning: the optimizer starts fresh" in out
@@ -110,6 +114,7 @@ def test_other_depths_are_read_off_the_file(tmp_path, layers, stride, depth):
         "bind_cpu_affinity, some_field_of_another_version, use_prefetcher",
         "fresh      0",
         "dropped    0",
+        "weights    objective ddim, prediction epsilon, action_scale None, action_step_embedding False",
     ):
         assert text in result.stdout, (text, result.stdout)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -188,17 +189,40 @@ def test_a_run_with_a_malformed_optimizer_and_average_goes_on_with_fresh_ones(tm
     assert "warning: the EMA starts fresh: the saved EMA is malformed" in said and "done:" in said
 
 
-def test_a_resumed_run_keeps_its_objective_and_says_what_else_has_changed(tmp_path, located, capsys):
+def test_a_resumed_run_keeps_what_its_weights_mean_and_says_what_else_has_changed(tmp_path, located, capsys):
     fields = {"objective": "flow", "arch": "pi"}
     assert train(tmp_path, "run", max_iterations=1, **fields) == 0
-    assert train(tmp_path, "run", max_iterations=2, resume=True, arch="pi") == 2
-    assert "run was trained with objective flow, this would go on with ddim; give --objective flow" in (
-        capsys.readouterr().err
-    )
+    for other, told in (
+        ({"objective": "ddim"},
+         "trained with objective flow, this would go on with objective ddim; give --objective flow"),
+        ({"prediction": "None", "action_scale": "None"},
+         "with prediction sample, action_scale 0.1 0.3 1, this would go on with prediction velocity, action_scale "
+         "None; give --prediction sample --action_scale 0.1 0.3 1"),
+    ):  # fmt: skip
+        assert train(tmp_path, "run", max_iterations=2, resume=True, **{**fields, **other}) == 2
+        assert told in capsys.readouterr().err
+    fields["action_scale"] = (0.1, 0.1, 0.1, 0.3, 0.3, 0.3, 0.3, 0.3, 0.3, 1.0)  # the same in other words
     assert train(tmp_path, "run", max_iterations=2, resume=True, grad_clip=0.5, **fields) == 0
-    assert "changed since it was saved: grad_clip 1.0 -> 0.5" in capsys.readouterr().out
+    assert ", grad_clip 1.0 -> 0.5" in capsys.readouterr().out
     assert train(tmp_path, "run", max_iterations=3, resume=True, grad_clip=0.5, **fields) == 0
     assert "changed since" not in capsys.readouterr().out
+
+
+def test_a_run_of_before_a_field_was_there_meant_what_released_models_do(tmp_path, located, capsys):
+    released = {"prediction": "epsilon", "action_scale": "None", "action_step_embedding": False}
+    assert train(tmp_path, "run", max_iterations=1, **released) == 0
+    (config,) = (tmp_path / "ckpt/run").glob("*.json")
+    fields = json.loads(config.read_text())
+    config.write_text(json.dumps({name: value for name, value in fields.items() if name not in released}))
+    assert train(tmp_path, "run", max_iterations=2, resume=True, action_step_embedding=False) == 2
+    assert "give --prediction epsilon --action_scale None" in capsys.readouterr().err
+    assert train(tmp_path, "run", max_iterations=2, resume=True, **released) == 0
+    assert train(tmp_path, "adapted", max_iterations=1, pretrained_ckpt="run", **released) == 0
+    assert "warning: " not in capsys.readouterr().out
+    assert train(tmp_path, "other", max_iterations=1, pretrained_ckpt="run") == 0
+    said = capsys.readouterr().out
+    for field, before, now in (("prediction", "epsilon", "sample"), ("action_scale", "None", "0.1 0.3 1")):
+        assert f"trained with {field} {before}, this run uses {now}; --{field} {before} fits it" in said
 
 
 def test_a_checkpoint_without_its_progress_cannot_be_resumed_and_says_so(tmp_path, located, capsys):

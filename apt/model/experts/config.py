@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 
-from apt.model.objectives.registry import OBJECTIVES
+from apt.model.action_transform import full_scale
+from apt.model.objectives.registry import prediction_of
 
 ATTENTION_BACKENDS = ("sdpa", "xformers")
 
@@ -44,6 +45,8 @@ class ExpertConfig:
     action_step_embedding: bool = False
     attention_backend: str = "sdpa"
     objective: str = "ddim"
+    prediction: str | None = None  # what the network's answer means; None: as usual for the objective
+    action_scale: tuple[float, ...] | None = None  # 3 or 10 numbers that actions are divided by; None: 1
     vlm_attention: VLMAttention | None = None
 
     def __post_init__(self) -> None:
@@ -60,5 +63,5 @@ class ExpertConfig:
                 "of it for poses in blocks of 4"
             )
         check_attention_backend(self.attention_backend)
-        if self.objective not in OBJECTIVES:
-            raise ValueError(f"unknown objective {self.objective!r}; choose from {', '.join(OBJECTIVES)}")
+        prediction_of(self.objective, self.prediction)
+        full_scale(self.action_scale)

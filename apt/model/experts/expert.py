@@ -16,7 +16,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from apt.model.action_transform import ACTION_DIM, TRANSLATION, action_to_state, state_to_action
+from apt.model.action_transform import ACTION_DIM, TRANSLATION, action_to_state, full_scale, state_to_action
 from apt.model.experts.base import (
     ExpertLoss,
     RobotState,
@@ -43,6 +43,9 @@ MAX_ARMS = 4
 class Expert(nn.Module, ABC):
     """An action expert.
 
+    Noise is added to, samplers run on, and the network reads and answers scaled actions: ``action / action_scale``.
+    History tokens and the positions of tokens are in metres.
+
     Parameters with no path to the output must not require gradients: data parallelism would wait for theirs.
     """
 
@@ -58,8 +61,13 @@ class Expert(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.objective = make_objective(
-            config.objective, config.train_timesteps, config.inference_timesteps, self.flow_steps
+            config.objective,
+            config.train_timesteps,
+            config.inference_timesteps,
+            self.flow_steps,
+            config.prediction,
         )
+        self.register_buffer("action_scale", torch.tensor(full_scale(config.action_scale)), persistent=False)  # (10,)
         width = config.width
         self.history_mlp = MLP(ACTION_DIM - 1, width)
         self.action_mlp = MLP(ACTION_DIM, width)
@@ -146,7 +154,8 @@ class Expert(nn.Module, ABC):
             future = transform_states(centred_from_world, future)
             clean = self.encode_states(future, robot)  # (B, Nee, Ta, 10): from the clean pose, noise is for inputs
             samples = len(draws.noise) // len(clean)
-            clean = clean.repeat_interleave(samples, 0)
+            clean = clean.repeat_interleave(samples, 0) / self.action_scale
+            target = self.objective.target(clean, draws.noise, draws.timestep)
             noisy = self.objective.add_noise(clean, draws.noise, draws.timestep)
             if draws.ee_noise is not None:
                 world_from_ee = robot.world_from_ee.clone()
@@ -155,7 +164,7 @@ class Expert(nn.Module, ABC):
         context = self.encode_context(features, robot, draws.history_noise).repeat_interleave(samples)
         predicted = self.denoise(context, noisy, self.modulations(draws.timestep))
         arms = [None if mask is None else mask.repeat_interleave(samples, 0) for mask in (robot.valid_ee, gripper_mask)]
-        return action_loss(self.objective.error(predicted, clean, draws.noise), *arms)
+        return action_loss(self.objective.error(predicted, target), *arms)
 
     def predict(
         self,
@@ -191,8 +200,15 @@ class Expert(nn.Module, ABC):
     def sample(
         self, context: Context, noise: torch.Tensor, run: SamplingRun, guide: Guide | None = None, step=None
     ) -> torch.Tensor:
-        """Actions (B, Nee, Ta, 10) denoised from ``noise``; ``step`` replaces :meth:`denoise_step` (compiled)."""
+        """Scaled actions (B, Nee, Ta, 10) denoised from ``noise``.
+
+        Args:
+            guide: its actions are not scaled.
+            step: replaces :meth:`denoise_step` (compiled).
+        """
         step = self.denoise_step if step is None else step
+        if guide is not None:  # clean actions are blended, which is linear: in scaled numbers as in metres
+            guide = Guide(guide.target / self.action_scale, guide.weight)
         x, clean = noise, torch.zeros_like(noise)
         for modulations, coefficients in zip(run.modulations, run.coefficients, strict=True):
             x, clean = step(context, x, clean, modulations, coefficients, guide)
@@ -210,9 +226,9 @@ class Expert(nn.Module, ABC):
         """The network and one :func:`apt.model.objectives.base.solver_step`."""
         return solver_step(x, self.denoise(context, x, modulations), previous, coefficients, guide)
 
-    @staticmethod
-    def decode(prefix: Prefix, action: torch.Tensor) -> torch.Tensor:
-        """Actions (B, Nee, Ta, 10) as states (B, Ta, Nee, 17) in the world frame."""
+    def decode(self, prefix: Prefix, scaled: torch.Tensor) -> torch.Tensor:
+        """Scaled actions (B, Nee, Ta, 10) as states (B, Ta, Nee, 17) in the world frame."""
+        action = scaled * self.action_scale
         with torch.autocast(action.device.type, enabled=False):
             references = prefix.robot.world_from_ee[:, None], prefix.robot.world_from_ref[:, None]
             return transform_states(prefix.world_from_centred, action_to_state(action.transpose(1, 2), *references))
@@ -239,8 +255,9 @@ class Expert(nn.Module, ABC):
         )
 
     def denoise(self, context: Context, noisy: torch.Tensor, modulations: torch.Tensor) -> torch.Tensor:
-        """The prediction (B, Nee, Ta, 10) for noisy actions; ``modulations`` (blocks, B or 1, 4, h)."""
-        position = context.ref_from_ee_position + noisy[..., TRANSLATION].detach()
+        """The prediction (B, Nee, Ta, 10) for noisy scaled actions; ``modulations`` (blocks, B or 1, 4, h)."""
+        metres = noisy[..., TRANSLATION].detach() * self.action_scale[TRANSLATION]
+        position = context.ref_from_ee_position + metres
         future = self.action_mlp(noisy) + self.position_mlp(position) + context.future_identity
         x = torch.cat([context.history, future], dim=2)  # (B, Nee, Th + Ta, h)
         arms, steps = x.shape[1:3]

@@ -1,8 +1,10 @@
 """What the network is trained to predict, and how its predictions turn noise into actions.
 
 An objective says how noisy the actions of a training pass are, what the network predicts of them and how errors count.
-For sampling it works out a :class:`Schedule`: every sampler here predicts the clean action and moves on by a linear
-combination, so that a step is five multiplications and asks the device for nothing.
+For sampling it works out a :class:`Schedule`: whatever the network predicts, every sampler here makes the clean action
+of it and moves on, by linear combinations, so that a step is five multiplications and asks the device for nothing.
+
+Actions are in the numbers that the network works on (``action_scale`` of a configuration): here nobody knows of units.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ class Schedule:
 class Guide:
     """Actions that a sample is drawn towards, step by step (real-time chunking)."""
 
-    target: torch.Tensor  # (B, Nee, Ta, 10)
+    target: torch.Tensor  # (B, Nee, Ta, 10), clean actions
     weight: torch.Tensor  # broadcastable to target, 0: not at all, 1: comes out equal to the target
 
     def apply(self, clean: torch.Tensor) -> torch.Tensor:
@@ -73,6 +75,7 @@ class Objective(ABC):
     Args:
         train_timesteps: largest diffusion time that the network is told, and the most steps of a sampling run.
         inference_timesteps: denoising steps when a call does not say.
+        prediction: what the network's answer means, one of ``PREDICTIONS`` of the registry.
     """
 
     #: in configurations
@@ -80,9 +83,10 @@ class Objective(ABC):
     #: names of its samplers, the usual one first
     samplers: tuple[str, ...]
 
-    def __init__(self, train_timesteps: int, inference_timesteps: int) -> None:
+    def __init__(self, train_timesteps: int, inference_timesteps: int, prediction: str) -> None:
         self.train_timesteps = train_timesteps
         self.inference_timesteps = inference_timesteps
+        self.prediction = prediction
         self._schedule = functools.cache(self.make_schedule)
 
     @abstractmethod
@@ -96,8 +100,12 @@ class Objective(ABC):
         """Noisy actions at ``timestep`` (B,); ``clean`` and ``noise`` (B, ...)."""
 
     @abstractmethod
-    def error(self, predicted: torch.Tensor, clean: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Error of every number that the network predicted, (B, ...) float32, for the loss to average."""
+    def target(self, clean: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """What the network should answer at ``timestep`` (B,); ``clean`` and ``noise`` (B, ...)."""
+
+    @abstractmethod
+    def error(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Error of every number of the network's answer, (B, ...) float32, for the loss to average."""
 
     @abstractmethod
     def make_schedule(self, steps: int, sampler: str) -> Schedule:

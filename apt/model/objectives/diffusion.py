@@ -1,7 +1,8 @@
-"""The diffusion objective of the released models: noise prediction, sampled by DDIM or DPM-Solver++.
+"""The diffusion objective of the released models, sampled by DDIM or DPM-Solver++.
 
 The schedule is diffusers' ``DDIMScheduler``'s. The samplers are its DDIM and its DPM-Solver++ (second order, multistep)
-with their coefficients worked out beforehand.
+with their coefficients worked out beforehand. With ``x = a clean + s noise``, ``a^2 + s^2 = 1``, the network predicts
+the noise (``epsilon``, as released), the clean action (``sample``) or ``a noise - s clean`` (``v_prediction``).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from apt.model.objectives.base import Objective, Schedule
 
 
 class Diffusion(Objective):
-    """Squared-cosine schedule, noise prediction with L1 error, leading spacing, eta 0.
+    """Squared-cosine schedule, L1 error, leading spacing, eta 0.
 
     ``ddim`` is what policies are trained to be sampled with; ``dpm`` gets closer to it with few steps (5 to 10).
     """
@@ -21,12 +22,12 @@ class Diffusion(Objective):
     name = "ddim"
     samplers = ("ddim", "dpm")
 
-    def __init__(self, train_timesteps: int = 100, inference_timesteps: int = 20) -> None:
-        super().__init__(train_timesteps, inference_timesteps)
+    def __init__(self, train_timesteps: int = 100, inference_timesteps: int = 20, prediction: str = "epsilon") -> None:
+        super().__init__(train_timesteps, inference_timesteps, prediction)
         self._scheduler = DDIMScheduler(
             num_train_timesteps=train_timesteps,
             beta_schedule="squaredcos_cap_v2",
-            prediction_type="epsilon",
+            prediction_type=prediction,
             clip_sample=False,
         )
 
@@ -38,14 +39,23 @@ class Diffusion(Objective):
     def add_noise(self, clean: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         return self._scheduler.add_noise(clean, noise, timestep)
 
-    def error(self, predicted: torch.Tensor, clean: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        return (predicted.float() - noise).abs()
+    def target(self, clean: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        if self.prediction == "v_prediction":
+            return self._scheduler.get_velocity(clean, noise, timestep)
+        return {"epsilon": noise, "sample": clean}[self.prediction]
+
+    def error(self, predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return (predicted.float() - target).abs()
 
     def make_schedule(self, steps: int, sampler: str) -> Schedule:
         timesteps = self._timesteps(steps, sampler)
         signal = self._scheduler.alphas_cumprod.cpu().double()[timesteps].sqrt()
         noise = (1 - signal**2).sqrt()
-        clean = torch.stack([1 / signal, -noise / signal], dim=1)
+        of_x, of_prediction = {
+            "epsilon": (1 / signal, -noise / signal),
+            "sample": (torch.zeros_like(signal), torch.ones_like(signal)),
+            "v_prediction": (signal, -noise),
+        }[self.prediction]
         next_signal = torch.cat([signal[1:], signal.new_ones(1)])  # the last step ends at the clean action
         next_noise = torch.cat([noise[1:], noise.new_zeros(1)])
         # DDIM, which is DPM-Solver++ of first order: keep the noise, exchange the share of signal.
@@ -60,7 +70,7 @@ class Diffusion(Objective):
             slope = 0.5 * step[1:] / step[:-1]  # for steps 1 to steps - 2
             before[1:-1] = -move[1:-1] * slope
             move = move - before
-        return Schedule(timesteps, torch.cat([clean, torch.stack([keep, move, before], dim=1)], dim=1).float())
+        return Schedule(timesteps, torch.stack([of_x, of_prediction, keep, move, before], dim=1).float())
 
     def _timesteps(self, steps: int, sampler: str) -> torch.Tensor:
         """(steps,) int64, noisiest first."""
