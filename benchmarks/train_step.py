@@ -40,7 +40,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone, without an installation
 
 from apt.model.config import VLAConfig
-from apt.model.experts.base import ExpertLoss
+from apt.model.experts.loss import ExpertLoss
 from apt.model.vla import VLA
 from apt.training.feature_cache import FeatureCache
 from benchmarks.episodes import make_episodes

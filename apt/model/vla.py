@@ -9,7 +9,8 @@ from torch import nn
 
 from apt.model.action_transform import ACTION_DIM
 from apt.model.config import VLAConfig
-from apt.model.experts.base import ExpertLoss, RobotState, VLMFeatures
+from apt.model.experts.base import RobotState, VLMFeatures
+from apt.model.experts.loss import ExpertLoss
 from apt.model.experts.registry import get_architecture
 from apt.model.language_loss import LanguageLoss
 from apt.model.pretrained import CheckpointMismatch, LoadReport, Origin, plan_load

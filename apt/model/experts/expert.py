@@ -18,18 +18,17 @@ from torch import nn
 
 from apt.model.action_transform import ACTION_DIM, TRANSLATION, action_to_state, full_scale, state_to_action
 from apt.model.experts.base import (
-    ExpertLoss,
     RobotState,
     TrainingDraws,
     VLMFeatures,
     VLMReads,
-    action_loss,
     recentre,
     recentring_transform,
     transform_states,
 )
 from apt.model.experts.config import ExpertConfig
 from apt.model.experts.context import Context, Prefix, SamplingRun, VLContext, repeat_robot
+from apt.model.experts.loss import ExpertLoss, action_loss
 from apt.model.layers.mlp import MLP
 from apt.model.layers.norms import RMSNorm
 from apt.model.layers.positions import sinusoidal_embedding
