@@ -7,17 +7,18 @@ import contextlib
 import numpy as np
 import torch
 
-from apt.checkpoint import LATEST, CheckpointError
+from apt.checkpoint import LATEST
 from apt.configs import TrainConfig
 from apt.training.feature_cache import FeatureCache
 from apt.training.feed import Feed, open_datasets
 from apt.training.holdout import Holdout
+from apt.training.keeper import Keeper
 from apt.training.progress import Progress, describe, narrator
-from apt.training.run_dir import RunDirectory, changed_since_saved, check_run_dir
+from apt.training.run_dir import check_run_dir
 from apt.training.start import build_model, load_start, read_start
 from data_utils.types import Batch
 from train_utils.backend import Backend
-from train_utils.ema import EMA, saved_shadow
+from train_utils.ema import EMA
 from train_utils.errors import RunFailed
 from train_utils.feature_store import FeatureStore
 from train_utils.metrics import MetricWindow, Stopwatch
@@ -62,42 +63,15 @@ class Trainer:
 
         self.feed = Feed(config, backend, datasets, bad, self.model.vlm, self._say)
         self.holdout = Holdout(config, backend, held_out, self.model.vlm, self._say) if held_out else None
-        self.iteration = 0
-        self.best_score, self.latest_score = float("inf"), float("inf")
-        if config.resume:
-            self._resume(start)
+        self.keeper = Keeper(config, backend, self.model, self.optimizer, self.ema, self.feed, self._say)
+        self.iteration = self.keeper.take_up(start) if config.resume else 0
         self._window, self._stopwatch = MetricWindow(), Stopwatch()
         self._nonfinite = NonFiniteSteps(backend.device)
         self._batches = self.feed.batches(self.iteration, self._stopwatch, self.cache)
-        self._run_dir = RunDirectory(config) if backend.is_main else None
-        self._progress = Progress(config, backend, self._run_dir, self._say)
+        self.keeper.open()
+        self._progress = Progress(config, backend, self.keeper.run_dir, self._say)
         self._stop = StopWish()
         self._say(f"{plan}; iterations {self.iteration} to {config.max_iterations}")
-
-    def _resume(self, start: dict) -> None:
-        latest = self.config.run_dir / LATEST
-        try:
-            self.iteration = int(start["current_iters"])
-            self.best_score, self.latest_score = float(start["best_score"]), float(start["latest_score"])
-            self.feed.go_on_from(start)
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"{latest} does not say how far its run was ({error!r}); start from its weights with --pretrained_ckpt"
-            ) from error
-        try:
-            self.backend.load_optimizer_state(start, latest)
-        except ValueError as error:
-            self._say(f"warning: the optimizer starts fresh: {error}")
-        if self.ema is not None and start.get("ema"):
-            try:
-                self.ema.load_state_dict(start["ema"], self.backend.split(saved_shadow(start["ema"])))
-            except ValueError as error:
-                self._say(f"warning: the EMA starts fresh: {error}")
-        changed = changed_since_saved(self.config)
-        self._say(
-            f"resume: {self.config.name} at iteration {self.iteration}"
-            + (f"; changed since it was saved: {', '.join(changed)}" if changed else "")
-        )
 
     def run(self, continued: str = "") -> None:
         """Train to ``max_iterations``, or until SIGTERM or SIGINT; saves either way.
@@ -123,10 +97,10 @@ class Trainer:
                 numbered = self.iteration % config.save_interval == 0
                 if stopping or is_last:
                     self.feed.exchange_bad_episodes()
-                    self._save(numbered)
+                    self.keeper.save(self.iteration, numbered)
                     break
                 if is_best or numbered or self.iteration % config.save_latest_interval == 0:
-                    self._save(numbered)
+                    self.keeper.save(self.iteration, numbered)
         self._finish(None if self.iteration == config.max_iterations else continued)
 
     def _step(self) -> Batch:
@@ -160,7 +134,7 @@ class Trainer:
         """Bring together what all ranks know, show it, and end a run that has gone astray."""
         means = self._window.flush(self.backend.mean)
         if self.holdout is None:
-            self.latest_score = means["total"]
+            self.keeper.latest_score = means["total"]
         self.feed.exchange_bad_episodes()
         skipped, in_a_row, at_fault = self._nonfinite.report(self.backend)
         rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
@@ -178,10 +152,9 @@ class Trainer:
         """On the held-out episodes; whether the policy is the best of this run so far."""
         with self._stopwatch.paused():
             values = self.holdout.evaluate(self.model)
-        self.latest_score = values["loss"]
-        is_best = self.latest_score < self.best_score
-        self._progress.evaluated(self.iteration, values, is_best)
-        return is_best
+        self.keeper.latest_score = values["loss"]
+        self._progress.evaluated(self.iteration, values, self.keeper.is_best)
+        return self.keeper.is_best
 
     def _generator(self, micro: int) -> torch.Generator:
         """All randomness of a step follows from (seed, iteration, micro-batch, rank): a resumed run repeats it."""
@@ -192,38 +165,11 @@ class Trainer:
     def _autocast(self) -> contextlib.AbstractContextManager:
         return torch.autocast(self.backend.device.type, dtype=torch.bfloat16, enabled=self.config.fp16)
 
-    def _save(self, numbered: bool) -> None:
-        """By all ranks: each has its part of a sharded model; the main one writes the checkpoint."""
-        backend, best = self.backend, self.latest_score < self.best_score
-        self.best_score = min(self.best_score, self.latest_score)
-        ema = None if self.ema is None else self.ema.state_dict(backend.join(self.ema.shadow))
-        whole = backend.gathered(self.model.released_parameters())
-        with whole, backend.saving(self.config.run_dir / LATEST) as optimizer_state:
-            if self._run_dir is None:
-                return
-            content = {
-                **self.model.origin.entries(),
-                "weights": self.model.released_weights(),
-                "current_iters": self.iteration,
-                **self.feed.position(),
-                "best_score": self.best_score,
-                "latest_score": self.latest_score,
-                "lr": self.optimizer.param_groups[0]["lr"],
-                "ema": ema,
-                "scheduler": {"last_epoch": self.iteration, "num_warmup": self.config.num_warmup},
-                "scaler": None,
-                **optimizer_state,
-            }
-            if vlm_weights := self.model.released_vlm_weights():
-                content["vlm_weights"] = vlm_weights
-            self._run_dir.save(content, numbered=numbered, best=best)
-
     def _finish(self, continued: str | None) -> None:
         if self.cache is not None:
             self.cache.close()
         self.backend.barrier()
-        if self._run_dir is not None:
-            self._run_dir.close()
+        self.keeper.close()
         if continued is None:
             self._say(f"done: {self.config.run_dir / LATEST} at iteration {self.iteration}")
         else:
