@@ -342,11 +342,12 @@ def test_open_files_are_bounded(tmp_path):
 
 
 def test_every_dataset_of_the_table_is_registered_with_its_numbers():
-    assert len(DATASETS) == 15
+    assert len(DATASETS) == 16
     for name, dataset in DATASETS.items():
         assert dataset.name == name
         values = dataset.config
-        assert (values.image_hw, values.num_obs, values.num_history, values.num_future) == ((256, 256), 1, 1, 32)
+        side = 128 if name == "Blocks" else 256
+        assert (values.image_hw, values.num_obs, values.num_history, values.num_future) == ((side, side), 1, 1, 32)
         assert values.sample_camera_gaps == 4
     assert Droid.config.reference_cameras(0) == Droid.config.cameras and Droid.config.ee_offset_z == 0.15
     assert DATASETS["AgibotWorldAlpha"].config.reference_cameras(1) == ("head_cam", "right_cam")
