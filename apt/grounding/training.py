@@ -37,14 +37,14 @@ class GroundingConfig:
     """Folder of rendered parts; the first part is for judging alone."""
     out: Path
     """Folder for the model, its card and what resuming needs."""
-    steps: int = 3600
+    steps: int = 4500
     batch: int = 32
     """Sequences of three questions each."""
     lr: float = 1.5e-3
     wd: float = 0.02
     warmup: float = 0.03
     """Share of the steps in which the rate rises; from there it falls as a cosine."""
-    one_picture: float = 0.7
+    one_picture: float = 0.8
     """Share of the steps in which every sequence is about one picture; later ones are about all, mostly."""
     all_cameras: float = 0.7
     """Share of sequences about all pictures in these later steps."""
@@ -88,8 +88,6 @@ class GroundingRun:
         for scenes in (self.train, self.held_out):
             sampler = DialogueSampler(scenes, self.tokenizer, grid**2, config.sizes.bins)
             self._makers[scenes] = BatchMaker(scenes, sampler, names, grid, pad_id, image_id)
-        words = self.tokenizer.convert_tokens_to_ids(place_words(config.sizes.bins))
-        self._place_words = torch.tensor(words).view(2, -1)
         betas = (0.9, 0.98)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), config.lr, betas=betas, weight_decay=config.wd, fused=True
@@ -148,33 +146,18 @@ class GroundingRun:
             that answers say; ``text``: share of the other tokens of answers that are right; ``loss``.
         """
         self.model.eval()
-        bins = self.config.sizes.bins
         rng = np.random.default_rng(5)
         found: dict[str, list[torch.Tensor]] = {}
         every = np.arange(len(self.held_out))
         for scenes in np.array_split(every, max(1, len(every) // self.config.batch)):
             batch = self._makers[self.held_out].draw(rng, scenes, self._all_cameras(max(0, self.step - 1)))
-            for name, values in self._measure(self.model(batch), batch, bins):
+            for name, values in measure(self.model(batch), batch, self.tokenizer, self.config.sizes.bins):
                 found.setdefault(name, []).append(values.float().flatten())
         self.model.train()
         return {
             name: float(torch.cat(values).median() if name == "point_error" else torch.cat(values).mean())
             for name, values in found.items()
         }
-
-    def _measure(self, said: Judgement, batch: GroundingBatch, bins: int) -> Iterator[tuple[str, torch.Tensor]]:
-        yield "loss", said.loss
-        off = said.pointed - batch.mention_place
-        for axis, name in enumerate("uv"):
-            yield f"point_{name}", off[:, axis].abs() <= 1 / bins
-        yield "point_error", off.norm(dim=1)
-        is_place = torch.isin(said.wanted, self._place_words)
-        for axis, name in enumerate("uv"):
-            words = self._place_words[axis]
-            of_axis = torch.isin(said.wanted, words)
-            best = said.words[of_axis][:, words].argmax(-1)
-            yield f"word_{name}", (best - (said.wanted[of_axis] - words[0])).abs() <= 1
-        yield "text", said.words[~is_place].argmax(-1) == said.wanted[~is_place]
 
     def _save(self) -> None:
         state = {
@@ -199,3 +182,19 @@ class GroundingRun:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.judged = state["step"], state["seconds"], state["judged"]
+
+
+def measure(said: Judgement, batch: GroundingBatch, tokenizer, bins: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """What :meth:`GroundingRun.judge` averages: a number per mention, per token of an answer, or per batch."""
+    yield "loss", said.loss
+    off = said.pointed - batch.mention_place
+    for axis, name in enumerate("uv"):
+        yield f"point_{name}", off[:, axis].abs() <= 1 / bins
+    yield "point_error", off.norm(dim=1)
+    places = torch.tensor(tokenizer.convert_tokens_to_ids(place_words(bins))).view(2, -1)
+    for words, name in zip(places, "uv", strict=True):
+        of_axis = torch.isin(said.wanted, words)
+        best = said.words[of_axis][:, words].argmax(-1)
+        yield f"word_{name}", (best - (said.wanted[of_axis] - words[0])).abs() <= 1
+    is_place = torch.isin(said.wanted, places)
+    yield "text", said.words[~is_place].argmax(-1) == said.wanted[~is_place]
