@@ -16,6 +16,7 @@ import importlib.metadata
 import multiprocessing
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ VERSIONS_OF = ("robosuite", "mujoco", "numpy", "torch")
 
 
 @dataclass(frozen=True)
-class ClosedLoopConfig:
+class ClosedLoopConfig(ABC):
     """What every evaluation in closed loop is told, whatever its world."""
 
     out: Path
@@ -87,9 +88,9 @@ class ClosedLoopConfig:
             if self.policy == policy and (path is None or not path.exists()):
                 raise ValueError(f"--policy {policy} needs an existing --{name}; given: {path}")
 
+    @abstractmethod
     def make_env(self) -> PickPlaceEnv:
         """This process's simulator. Raises ``FileNotFoundError`` or ``ValueError`` for a wrong world."""
-        raise NotImplementedError
 
     def settings(self) -> dict:
         """What an episode's result depends on, besides its number, as JSON holds it."""
