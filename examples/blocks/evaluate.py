@@ -44,7 +44,7 @@ def closing_line(split: str, summary: dict) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    config = tyro.cli(BlocksEvaluateConfig, args=argv)
+    config = tyro.cli(BlocksEvaluateConfig, args=argv, prog="python -m examples.blocks.evaluate")
     try:
         print(closing_line(config.split, evaluate(config)))
     except (ValueError, FileNotFoundError, ImportError, SimulatorError) as error:

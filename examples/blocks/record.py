@@ -67,4 +67,4 @@ def miss(env: PickPlaceEnv, rng: np.random.Generator) -> None:
 
 
 if __name__ == "__main__":
-    main(BlocksRecordConfig)
+    main(BlocksRecordConfig, "examples.blocks.record")

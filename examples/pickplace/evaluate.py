@@ -315,7 +315,7 @@ def _digest(path: Path) -> str:
 
 def main() -> None:
     try:
-        evaluate(tyro.cli(EvaluateConfig))
+        evaluate(tyro.cli(EvaluateConfig, prog="python -m examples.pickplace.evaluate"))
     except (ValueError, FileNotFoundError, ImportError, SimulatorError) as error:
         raise SystemExit(f"error: {error}") from error
 

@@ -211,8 +211,8 @@ def _write_dataset(config: RecordConfig, done: dict[int, RecordedEpisode]) -> No
     write_json(config.out / DATASET_FILE, values)
 
 
-def main(kind: type[RecordConfig] = RecordConfig) -> None:
-    config = tyro.cli(kind)
+def main(kind: type[RecordConfig] = RecordConfig, module: str = "examples.pickplace.record") -> None:
+    config = tyro.cli(kind, prog=f"python -m {module}")
     try:
         record(config)
     except (ValueError, FileNotFoundError, ImportError, SimulatorError) as error:
