@@ -32,10 +32,12 @@ class BlocksEnv(PickPlaceEnv):
         split: one of the world file's ``splits``.
     """
 
-    def __init__(self, split: str = "SO", image_size: int = 128, world: World | None = None) -> None:
+    def __init__(
+        self, split: str = "SO", image_size: int = 128, world: World | None = None, paraphrases: int | None = None
+    ) -> None:
         self.world = load_world() if world is None else world
         self.split: SplitSpec = self.world.split(split)
-        super().__init__(self.world.scene(self.split.environment), image_size)
+        super().__init__(self.world.scene(self.split.environment), image_size, paraphrases)
         self._blocks: dict[str, str] = {}  # slot -> "red cube", of this episode
         self._trays: dict[str, str] = {}  # compartment -> "blue tray"
         self._instructions: tuple[str, ...] = ()
@@ -55,7 +57,8 @@ class BlocksEnv(PickPlaceEnv):
         target = self._set_up(rng, layout, self.draw_start_pose(rng))
         self.task = Task(target, layout.target)
         self._instructions = layout.instructions
-        self.prompt = layout.instructions[rng.integers(len(layout.instructions))]
+        prompts = self.prompts
+        self.prompt = prompts[rng.integers(len(prompts))]
 
     def reset_episode(self, seed: int | Sequence[int], index: int) -> None:
         self.reset(seed)
@@ -102,7 +105,7 @@ class BlocksEnv(PickPlaceEnv):
 
     @property
     def prompts(self) -> list[str]:
-        return list(self._instructions)
+        return list(self._instructions[: self.paraphrases])
 
     def things(self) -> list[Thing]:
         """Everything that can be named, and where it is."""

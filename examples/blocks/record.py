@@ -34,7 +34,7 @@ class BlocksRecordConfig(RecordConfig):
     """Share of the episodes that begin where a grasp has missed."""
 
     def make_env(self) -> BlocksEnv:
-        return BlocksEnv(self.split, self.image_size, load_world(Path(self.scene)))
+        return BlocksEnv(self.split, self.image_size, load_world(Path(self.scene)), self.paraphrases)
 
     def check(self) -> None:
         load_world(Path(self.scene)).split(self.split)
