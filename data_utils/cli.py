@@ -8,7 +8,9 @@ import io
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -30,6 +32,26 @@ class Parser(argparse.ArgumentParser):
 def cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_writable(place: Path, flag: str) -> None:
+    """Say so before long work where its result cannot be written.
+
+    Args:
+        place: folder that is there or will be made; of a file, the folder that it goes to.
+        flag: that names it.
+    Raises:
+        CommandLineError: nothing can be written there, or the disk is full.
+    """
+    there = next(parent for parent in (place.absolute(), *place.absolute().parents) if os.path.lexists(parent))
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(bytes(4096))
+            file.flush()
+    except OSError as error:
+        raise CommandLineError(
+            f"{flag} {place} cannot be written to ({there}: {error.strerror or error}); name another place"
+        ) from error
 
 
 def bar(iterable=None, **options) -> tqdm:
@@ -61,6 +83,9 @@ def parse(
         # tyro draws a box around its complaints; users get the sentence in it.
         with contextlib.nullcontext() if wants_help else contextlib.redirect_stderr(said):
             return tyro.cli(into, args=list(argv), prog=prog, description=description, config=config, **values)
+    except BrokenPipeError:  # who reads the help has seen enough; Python would complain once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except SystemExit as stop:
         if stop.code in (0, None):
             sys.exit(0)

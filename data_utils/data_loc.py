@@ -12,10 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from data_utils.errors import DataError
-from data_utils.words import one_line
+from data_utils.yaml_file import YamlFile, read_yaml
 
 LOCATION_VARIABLE = "APT_DATA_LOC"
 HOST_VARIABLE = "APT_DATA_LOC_HOST"
@@ -81,11 +79,12 @@ def locate(name: str) -> list[Location]:
             what to add.
     """
     source = location_file()
-    blocks = _read_blocks(source)
+    file = _read(source)
+    blocks = {str(host): block or {} for host, block in (file.value or {}).items()}
     host = get_ipv4_address() if set(blocks) - {DEFAULT_BLOCK} else DEFAULT_BLOCK
     for block in _blocks_for(host, blocks):
         if name in blocks[block]:
-            return _locations(name, blocks[block][name], source)
+            return entry_locations(name, blocks[block][name], file.at(f"{block}.{name}"), source.parent)
     raise DataError(
         f"dataset {name} has no location: {source} has no entry for it (host {host}); add under '{DEFAULT_BLOCK}:' a "
         f"line '{name}: /folder/of/episodes' (a relative path counts from the file's folder) in {_to_edit(source)}",
@@ -100,20 +99,23 @@ def _to_edit(source: Path) -> str:
     return f"{source.parent / _LOCAL}, which then counts instead, or a file that {LOCATION_VARIABLE} names"
 
 
-def _read_blocks(source: Path) -> dict[str, dict]:
+def _read(source: Path) -> YamlFile:
+    """The file, a mapping from hosts to mappings from names, or nothing."""
     try:
-        blocks = yaml.safe_load(source.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        what = f"is not valid YAML ({one_line(error, None)}); correct it"
-        raise DataError(f"{source} {what}", "location") from error
-    blocks = {} if blocks is None else blocks
-    if not isinstance(blocks, dict):
-        what = f"holds a {type(blocks).__name__}; wanted host blocks, such as '{DEFAULT_BLOCK}:'"
+        file = read_yaml(source)
+    except ValueError as error:
+        raise DataError(f"{error}; correct it", "location") from error
+    if not isinstance(file.value, dict | None):
+        what = f"holds a {type(file.value).__name__}; wanted host blocks, such as '{DEFAULT_BLOCK}:'"
         raise DataError(f"{source} {what}", "location")
-    for host, block in blocks.items():
-        if block is not None and not isinstance(block, dict):
-            raise DataError(f"{source}: block {host!r} is not a mapping from dataset names to paths", "location")
-    return {str(host): block or {} for host, block in blocks.items()}
+    for host, block in (file.value or {}).items():
+        if not isinstance(block, dict | None):
+            raise DataError(
+                f"{file.at(str(host))}: block {host!r} is not a mapping from dataset names to paths; lines such as "
+                f"'{host}: {block}' go below '{DEFAULT_BLOCK}:', or below the address of a host",
+                "location",
+            )
+    return file
 
 
 def _blocks_for(host: str, blocks: dict[str, dict]) -> list[str]:
@@ -124,22 +126,29 @@ def _blocks_for(host: str, blocks: dict[str, dict]) -> list[str]:
     return sorted(matching, key=len, reverse=True) + ([DEFAULT_BLOCK] if DEFAULT_BLOCK in blocks else [])
 
 
-def _locations(name: str, entry, source: Path) -> list[Location]:
+def entry_locations(name: str, entry, line: str, folder: Path) -> list[Location]:
+    """The places that an entry of a YAML file names; every one holds at least one episode.
+
+    Args:
+        line: where the entry was read, for messages; folder: what relative paths count from.
+    Raises:
+        DataError: an entry that cannot be meant, or matches no episodes.
+    """
     locations = []
     for item in entry if isinstance(entry, list) and entry else [entry]:
         values = {"path": item} if isinstance(item, str) else item
         known = isinstance(values, dict) and "path" in values and set(values) <= {"path", "video_root"}
         if not known or not all(isinstance(value, str) and value for value in values.values()):
             raise DataError(
-                f"{source}: entry {name} is {entry!r}; wanted a folder, file or glob, a mapping with 'path' and "
+                f"{line}: entry {name} is {entry!r}; wanted a folder, file or glob, a mapping with 'path' and "
                 "'video_root', or a list of these",
                 "location",
             )
         absolute = {key: os.path.expandvars(os.path.expanduser(value)) for key, value in values.items()}
-        absolute = {key: os.path.abspath(source.parent / value) for key, value in absolute.items()}
+        absolute = {key: os.path.abspath(folder / value) for key, value in absolute.items()}
         if next(episode_files(absolute["path"]), None) is None:
             raise DataError(
-                f"dataset {name}: {absolute['path']} (from {source}) matches no episode files "
+                f"dataset {name}: {absolute['path']} (from {line}) matches no episode files "
                 f"(*{', *'.join(EPISODE_SUFFIXES)}); correct the entry or put the data there",
                 "location",
             )

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import copyreg
 import dataclasses
+import functools
+import importlib
+from pathlib import Path
 
 from data_utils.config import DataConfig
+from data_utils.data_loc import entry_locations
 from data_utils.samples.dataset import H5DatasetMapBase
+from data_utils.yaml_file import Wrong, build, read_yaml
 
 _LIBERO = DataConfig(
     cameras=("agentview", "eye_in_hand"),
@@ -146,7 +152,14 @@ class Blocks(H5DatasetMapBase):
     """The world of examples/blocks: small images of a fixed camera and of one on the wrist."""
 
     name = "Blocks"
-    config = dataclasses.replace(PickPlaceCan.config, image_hw=(128, 128))
+    config = dataclasses.replace(
+        PickPlaceCan.config,
+        image_hw=(128, 128),
+        num_future=16,
+        # As its small VLM has learned to see them: the fixed camera first, and what it points to is told in its axes.
+        shuffle_cameras=False,
+        ee_ref_cams=(("e2h_cam",),),
+    )
 
 
 class AlohaPickPlace(H5DatasetMapBase):
@@ -188,11 +201,69 @@ DATASETS: dict[str, type[H5DatasetMapBase]] = {
 
 
 def get_dataset_class(name: str) -> type[H5DatasetMapBase]:
-    """The dataset class called ``name``.
+    """The dataset class that ``name`` stands for.
 
+    Args:
+        name: one of :data:`DATASETS`; ``package.module:Class``; or the path of a YAML file, whose keys are fields of
+            :class:`DataConfig` and ``name`` (default: the file's own) and ``episodes`` (a folder, file or glob, or a
+            list of these, from the file's folder; default: that folder).
     Raises:
-        ValueError: no such class; lists the known names.
+        ValueError: no such class or file, or what is wrong with it; in one line.
     """
-    if name not in DATASETS:
-        raise ValueError(f"unknown dataset class {name!r}; known: {', '.join(DATASETS)}")
-    return DATASETS[name]
+    if name in DATASETS:
+        return DATASETS[name]
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name).expanduser().absolute()
+        if not path.is_file():
+            raise ValueError(f"there is no dataset file {path}")
+        return _of_file(path, path.stat().st_mtime_ns)
+    module, _, attribute = name.partition(":")
+    if not attribute:
+        raise ValueError(
+            f"unknown dataset class {name!r}; known: {', '.join(DATASETS)}; or package.module:Class, or a YAML file"
+        )
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"dataset class {name}: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, H5DatasetMapBase) and hasattr(found, "config")):
+        raise ValueError(f"dataset class {name}: is no class with a config that is derived from H5DatasetMapBase")
+    return found
+
+
+def dataset_class_or_plain(name: str) -> type[H5DatasetMapBase]:
+    """The class of that name, or, where it is not installed, one without rules or places of its own: enough for whoever
+    has a configuration and files."""
+    try:
+        return get_dataset_class(name)
+    except ValueError:
+        return H5DatasetMapBase
+
+
+class _OfFile(type):
+    """Of classes that a file describes. They have no module to be found in, as pickle would: see below."""
+
+
+copyreg.pickle(_OfFile, lambda cls: (get_dataset_class, (cls.source,)))  # for workers
+
+
+@functools.lru_cache(maxsize=32)
+def _of_file(path: Path, modified_ns: int) -> type[H5DatasetMapBase]:
+    """``modified_ns``: read anew where the file was written anew."""
+    file = read_yaml(path)
+    values = dict(file.value) if isinstance(file.value, dict) else file.value
+    own = {key: values.pop(key, default) for key, default in (("name", path.stem), ("episodes", "."))} if values else {}
+    try:
+        config = build(DataConfig, values)
+    except Wrong as error:
+        raise ValueError(f"{file.at(error.place)}: {error}") from error
+    if not isinstance(own["name"], str) or not own["name"]:
+        raise ValueError(f"{file.at('name')}: name is {own['name']!r}; wanted a text")
+    entry = own["name"], own["episodes"], file.at("episodes"), path.parent
+    return _OfFile(own["name"], (H5DatasetMapBase,), {
+        "__doc__": f"As {path} describes it.",
+        "name": own["name"],
+        "config": config,
+        "source": str(path),
+        "locations": classmethod(lambda cls: entry_locations(*entry)),
+    })  # fmt: skip

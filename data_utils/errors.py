@@ -17,7 +17,7 @@ RULES = {
     "gripper": "openness lies in [0, 1]",
     "time": "timestamps are finite and do not go backwards",
     "camera": "every camera of the dataset is in the file",
-    "intrinsics": "K is finite with positive focal lengths",
+    "intrinsics": "K is a pinhole camera's matrix, [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels of its images",
     "image": "every frame decodes, all of a camera have one size",
     "video": "the video is there, decodes, and covers the timestamps",
     "mask": "a mask has the size of its image",

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -29,7 +30,9 @@ class WorkerProcess:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(handler, theirs), daemon=True)
-        # Inherited by the process: the parent alone decides what a Ctrl-C means.
+        # Inherited by the process: the parent alone decides what a Ctrl-C means. The first process of all would start
+        # multiprocessing's resource tracker, which unblocks the signal: it must run already.
+        resource_tracker.ensure_running()
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self.process.start()

@@ -30,7 +30,6 @@ FIELDS = ("image", "prompt", "answer")
 class Tokenizer(Protocol):
     """What is asked of the policy's tokenizer."""
 
-    image_token: str
     pad_id: int
 
     def with_answer(self, prompt: str, answer: str) -> TokenizedPrompt: ...
@@ -46,8 +45,8 @@ class Pair:
     where: str  # file and line, for messages
 
 
-def parse_line(file: Path, number: int, line: bytes, image_token: str | None) -> Pair:
-    """Line ``number`` (from 1) of ``file``, ``image_token`` not in its texts. Raises ``DataError`` that names both."""
+def parse_line(file: Path, number: int, line: bytes) -> Pair:
+    """Line ``number`` (from 1) of ``file``. Raises ``DataError`` that names both."""
     where = f"{file}:{number}"
     try:
         value = json.loads(line)
@@ -60,17 +59,12 @@ def parse_line(file: Path, number: int, line: bytes, image_token: str | None) ->
             raise DataError(f"{where} has no {field!r}; wanted an object with {', '.join(FIELDS)}", "schema")
         if not isinstance(value.get(field), str) or not value[field].strip():
             raise DataError(f"{where}: {field!r} is {value.get(field)!r}; wanted a text that is not empty", "schema")
-    for field in ("prompt", "answer"):
-        if image_token is not None and image_token in value[field]:
-            raise DataError(f"{where}: {field!r} holds {image_token!r}, which stands for an image; remove it", "prompt")
     return Pair(file.parent / value["image"], value["prompt"].strip(), value["answer"].strip(), where)
 
 
-def scan_pairs(file: Path, image_token: str | None = None) -> np.ndarray:
+def scan_pairs(file: Path) -> np.ndarray:
     """Check all lines of a file, and that its images are there.
 
-    Args:
-        image_token: which no text may hold; None: not checked yet.
     Returns:
         (2, lines) int64: where each pair's line begins, and its number.
     Raises:
@@ -81,7 +75,7 @@ def scan_pairs(file: Path, image_token: str | None = None) -> np.ndarray:
         with file.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    pair = parse_line(file, number, line, image_token)
+                    pair = parse_line(file, number, line)
                     if not pair.image.is_file():
                         raise DataError(f"{pair.where}: there is no image {pair.image}", "location")
                     starts.append(start)
@@ -108,7 +102,7 @@ class ImageTextPairs(Dataset):
 
     def __init__(self, file: str | Path, image_hw: tuple[int, int], tokenize: Tokenizer) -> None:
         self.file, self._image_hw, self._tokenize = Path(file), image_hw, tokenize
-        self._lines = scan_pairs(self.file, tokenize.image_token)
+        self._lines = scan_pairs(self.file)
 
     def __len__(self) -> int:
         return self._lines.shape[1]
@@ -134,10 +128,7 @@ class ImageTextPairs(Dataset):
         start, number = self._lines[:, index].tolist()
         with self.file.open("rb") as lines:
             lines.seek(start)
-            return self._parse(number, lines.readline())
-
-    def _parse(self, number: int, line: bytes) -> Pair:
-        return parse_line(self.file, number, line, self._tokenize.image_token)
+            return parse_line(self.file, number, lines.readline())
 
 
 class EndlessBatches(Sampler[list[int]]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import resource
 import signal
 import time
 from collections import deque
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 AnySampler = DistributedWeightedSampler | DistributedMultiplexSampler | ListedSampler
 
 MAX_RESTARTS, RESTART_WINDOW = 8, 1000  # restarts that no episode explains, within so many batches
+_KEPT_OPEN, _OTHER_FILES = 1024, 512  # episodes of a rank; of a process's files those that are no episodes
 POLL_S = 5.0  # how soon a dead worker is noticed; workers on a busy machine take up an epoch sooner than this
 # What a library does to its process; a worker that ends in another way may have been killed by somebody.
 CRASHES = {-signal.SIGSEGV, -signal.SIGBUS, -signal.SIGABRT, -signal.SIGFPE, -signal.SIGILL}
@@ -250,6 +252,8 @@ def build_loader(
         pad_multiple=pad_multiple,
     )
     workers = options.workers
+    for dataset in datasets:
+        dataset.max_open_episodes = max(dataset.max_open_episodes, kept_open(len(datasets), workers))
     loader = Loader(
         Mixture(datasets, options.seed, workers),
         sampler,
@@ -269,6 +273,14 @@ def build_loader(
         },
     )
     return loader, sampler
+
+
+def kept_open(datasets: int, workers: int) -> int:
+    """Episodes that each dataset may keep open in a process, of all that a rank keeps: opening one takes longer than
+    reading a sample, and an open one 1.6 MB and one of the files that a process may have."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    processes = max(1, workers)
+    return min(_KEPT_OPEN // (processes * datasets), (files - _OTHER_FILES) // datasets)
 
 
 def make_sampler(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import h5py
 import numpy as np
@@ -11,13 +12,16 @@ import numpy as np
 from data_utils.checks.visibility import camera_poses, frames_in_image, is_moving
 from data_utils.episodes import schema
 from data_utils.errors import DataError
+from data_utils.geometry.resample import nearest_index
 from data_utils.h5io import Episode
 from data_utils.video import VideoCache
+from data_utils.video.index import read_index
 from data_utils.words import one_line
 
 MEASURED_FRAMES = 16  # from which the mean size of a stored frame is taken
 # Attributes that say how the file is stored, or that are shown elsewhere.
 STORAGE_ATTRIBUTES = {
+    schema.REMARKS_ATTR,
     *(schema.VERSION_ATTR, schema.JPEG_CHANNELS_ATTR, schema.CHECKSUMS_ATTR, schema.ATTRIBUTES_CHECKSUM_ATTR),
     *("compress", "ee_indices"),
 }
@@ -35,6 +39,8 @@ class CameraContents:
         masked: has masks.
         video: the first video file, "" where frames are in the episode file.
         frames_with_ee: per arm, in how many frames its end-effector is in the image; () where that cannot be told.
+        pairing_error: of a video, seconds between a row and its nearest frame, at most; None where there is none.
+        rows_sharing: of a video, how many rows have the frame of the row before.
     """
 
     storage: str
@@ -44,11 +50,8 @@ class CameraContents:
     masked: bool
     video: str = ""
     frames_with_ee: tuple[int, ...] = ()
-
-    @property
-    def arms(self) -> tuple[int, ...]:
-        """The end-effectors that are arms: the file's own choice, else all."""
-        return self.ee_indices or tuple(range(self.num_ee))
+    pairing_error: float | None = None
+    rows_sharing: int = 0
 
     @classmethod
     def from_dict(cls, values: dict) -> "CameraContents":
@@ -149,7 +152,20 @@ def _camera(episode: Episode, camera: str, videos: VideoCache) -> CameraContents
         frames_with_ee = tuple(frames_in_image(episode, camera, hw).sum(0).tolist()) if hw[0] else ()
     except DataError:  # likewise
         frames_with_ee = ()
-    return CameraContents(storage, hw, bytes_per_frame, is_moving(poses), masked, video, frames_with_ee)
+    pairing = _pairing(episode, camera) if video else (None, 0)
+    return CameraContents(storage, hw, bytes_per_frame, is_moving(poses), masked, video, frames_with_ee, *pairing)
+
+
+def _pairing(episode: Episode, camera: str) -> tuple[float | None, int]:
+    """How far rows are from their frames at most, and how many have the frame of the row before."""
+    places = [episode.video_location(camera, frame) for frame in range(len(episode))]
+    try:
+        indices = {path: read_index(path).times for path in dict.fromkeys(path for path, _ in places)}
+    except DataError:  # named as a fault of the file
+        return None, 0
+    frames = [(path, int(nearest_index(indices[path], np.array([time]))[0])) for path, time in places]
+    worst = max(abs(indices[path][frame] - time) for (path, frame), (_, time) in zip(frames, places, strict=True))
+    return float(worst), sum(one == other for one, other in pairwise(frames))
 
 
 def _stored_frames(episode: Episode, key: str) -> tuple[str, float]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from data_utils.episodes import schema
 from data_utils.errors import DataError, Fault
+from data_utils.geometry.pinhole import Size, intrinsics_fault
 from data_utils.h5io import Episode
 from data_utils.video import TOLERANCE, VideoCache
 from data_utils.words import one_line
@@ -184,7 +185,11 @@ class _Search:
             self.array(f"{camera}/pose", lambda: view.world_from_cam(camera, 0), stored, _pose_faults)
             self.array(f"{camera}/K", lambda: view.K(camera, 0), stored, _intrinsics_faults)
             readable = self.covered(view, camera) if view.is_video(camera) else np.ones(len(view), bool)
-            self.frames(view, camera, readable)
+            hw = self.frames(view, camera, readable)
+            if hw is not None and ("intrinsics", f"{camera}/K") not in self._found:
+                with self.reading(f"{camera}/K"):
+                    for frame, rule, what in _intrinsics_faults(_raw(stored, f"{camera}/K"), hw):
+                        self.add(f"{camera}/K", rule, f"{camera}/K at frame {frame} {what}", frame)
 
     def covered(self, view: Episode, camera: str) -> np.ndarray:
         """(T,) bool: frames whose video is there and reaches their time."""
@@ -208,8 +213,8 @@ class _Search:
             self.at(f"{camera} video {path}")
         return self.attempt(f"{camera}/rgb", lambda: self.videos.span(path))
 
-    def frames(self, view: Episode, camera: str, readable: np.ndarray) -> None:
-        """Decode frames; all must have one size, and their masks too."""
+    def frames(self, view: Episode, camera: str, readable: np.ndarray) -> Size | None:
+        """Decode frames; all must have one size, and their masks too. Returns the size, None where no frame decodes."""
         key, mask_key, shape = f"{camera}/rgb", f"{camera}/mask", None
         for frame in frames_checked(len(view), self.deep):
             if self.at is not None:
@@ -224,7 +229,9 @@ class _Search:
             mask = self.attempt(mask_key, lambda frame=frame: view.mask(camera, frame), frame)
             if mask is not None and shape is not None and mask.shape != shape:
                 # All masks of a camera are one array.
-                return self.add(mask_key, "mask", f"{mask_key} is {mask.shape}, the images are {shape} (height, width)")
+                self.add(mask_key, "mask", f"{mask_key} is {mask.shape}, the images are {shape} (height, width)")
+                break
+        return shape
 
     def other_checksums(self, header: Episode, stored: h5py.File, cameras: Sequence[str]) -> None:
         """Arrays that training does not read, and arrays that are gone."""
@@ -297,8 +304,8 @@ def _gripper_faults(gripper: np.ndarray) -> Iterable[tuple[int, str, str]]:
             yield frame, "gripper", fault[1]
 
 
-def _intrinsics_faults(K: np.ndarray) -> Iterable[tuple[int, str, str]]:
+def _intrinsics_faults(K: np.ndarray, hw: Size | None = None) -> Iterable[tuple[int, str, str]]:
     for frame, of_frame in enumerate(K.astype(np.float64).reshape(-1, 3, 3)):
-        fault = schema.intrinsics_fault(of_frame[None])
+        fault = intrinsics_fault(of_frame[None], hw)
         if fault is not None:
             yield frame, "intrinsics", fault[1]

@@ -9,15 +9,19 @@ from collections.abc import Iterator
 import numpy as np
 
 from data_utils.checks.visibility import camera_poses, frames_in_image, is_moving
-from data_utils.errors import DataError, Fault
+from data_utils.episodes import schema
+from data_utils.errors import RULES, DataError, Fault
+from data_utils.geometry.motion import FAR, FASTEST_HAND, median_speed, other_orders, turning
+from data_utils.geometry.pinhole import off_centre
 from data_utils.h5io import Episode
 from data_utils.video import VideoCache
 from data_utils.video.index import read_index
 from data_utils.video.readers import DecordReader
 from data_utils.words import counted
 
-FAR = 100.0  # metres
 GAP = 10.0  # times the median step
+SHORTEST_STEP, LONGEST_STEP = 1e-3, 2.0  # seconds between frames; simulated sets count steps of 1
+LOOSE, FIRM = 5.0, 1.0  # degrees: what no camera turns that is fixed to a hand; what one may
 SEEN = 0.05  # of the frames: what at least one fixed camera sees of an end-effector that is where its pose says
 
 
@@ -30,14 +34,33 @@ def find_warnings(path: str | os.PathLike, videos: VideoCache, video_root: str |
     with Episode(path, None, video_root, videos) as episode:
         shapes = {camera: episode.rgb(camera, 0).shape[:2] for camera in episode.cameras}
         return [
+            *_remarks(episode),
             *_prompts(episode),
             *_distances(episode),
+            *_speeds(episode),
             *_gripper(episode),
             *_times(episode),
             *_principal_points(episode, shapes),
             *_visibility(episode, shapes),
+            *_wrists(episode),
             *_videos(episode),
         ]
+
+
+def _remarks(episode: Episode) -> Iterator[Fault]:
+    """What converting it found unusual."""
+    for line in str(episode.attributes.get(schema.REMARKS_ATTR, "")).split("\n"):
+        rule, colon, what = line.partition(": ")
+        if colon and rule in RULES:
+            yield Fault(rule, what)
+
+
+def _speeds(episode: Episode) -> Iterator[Fault]:
+    for arm in episode.arms:
+        speed = median_speed(episode.world_from_ee[:, arm], episode.timestamps)
+        if speed > FASTEST_HAND:
+            what = "are positions in millimetres, or times in another unit?"
+            yield Fault("pose", f"end-effector {arm} moves at {speed:.4g} m/s in the median; {what}")
 
 
 def _prompts(episode: Episode) -> Iterator[Fault]:
@@ -68,6 +91,9 @@ def _gripper(episode: Episode) -> Iterator[Fault]:
 def _times(episode: Episode) -> Iterator[Fault]:
     steps = np.diff(episode.timestamps)
     median = float(np.median(steps))
+    if not SHORTEST_STEP <= median <= LONGEST_STEP:
+        what = f"timestamp has a frame every {median:.4g} s in the median"
+        yield Fault("time", f"{what}; are times in seconds, as sample_dt and record_dt of the dataset class are?")
     gaps = np.flatnonzero(steps > GAP * median) if median > 0 else np.flatnonzero(steps < 0)
     if len(gaps):
         first = int(gaps[0])
@@ -77,11 +103,9 @@ def _times(episode: Episode) -> Iterator[Fault]:
 
 def _principal_points(episode: Episode, shapes: dict[str, tuple[int, int]]) -> Iterator[Fault]:
     for camera, (height, width) in shapes.items():
-        K = episode.K(camera, 0)
-        x, y = K[0, 2], K[1, 2]
-        if not (0 <= x <= width and 0 <= y <= height):
-            where = f"({x:.0f}, {y:.0f}) is outside the image of {width} x {height}"
-            yield Fault("intrinsics", f"{camera}/K: principal point {where}; does K belong to the stored size?")
+        remark = off_centre(episode.K(camera, 0), (height, width))
+        if remark is not None:
+            yield Fault("intrinsics", f"{camera}/K: {remark}; does K belong to the stored size?")
 
 
 def _visibility(episode: Episode, shapes: dict[str, tuple[int, int]]) -> Iterator[Fault]:
@@ -95,6 +119,21 @@ def _visibility(episode: Episode, shapes: dict[str, tuple[int, int]]) -> Iterato
             where = ", ".join(f"in {camera}'s image in {counts[number]}" for camera, counts in seen.items())
             why = "are the camera poses world_from_cam with OpenCV axes, quaternions in the order meant (xyzw, wxyz)"
             yield Fault("pose", f"{which} is {where} of {len(episode)} frames; {why}?")
+
+
+def _wrists(episode: Episode) -> Iterator[Fault]:
+    """Moving cameras that turn against every hand, and would not if a hand's quaternions were read in another order."""
+    for camera in episode.cameras:
+        poses = camera_poses(episode, camera)
+        if not is_moving(poses):
+            continue
+        cam, hands = poses[:, :3, :3], episode.world_from_ee[:, list(episode.arms), :3, :3]
+        as_read = [turning(hands[:, arm], cam) for arm in range(hands.shape[1])]
+        otherwise = [turning(other, cam) for arm in range(hands.shape[1]) for other in other_orders(hands[:, arm])]
+        if min(as_read) > LOOSE and min(otherwise) < FIRM:
+            what = f"{camera} turns by up to {min(as_read):.0f} degrees against every hand"
+            other = f"with the numbers of a hand's quaternion in another order by {min(otherwise):.2g}"
+            yield Fault("rotation", f"{what}, {other}; is order (xyzw, wxyz) the recording's?")
 
 
 def _videos(episode: Episode) -> Iterator[Fault]:

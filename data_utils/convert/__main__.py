@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from data_utils.cli import CommandLineError, cores, parse
+from data_utils.cli import CommandLineError, check_writable, cores, parse
 from data_utils.convert.runner import RECORD, run
 from data_utils.errors import DataError
 
@@ -34,6 +34,7 @@ def main(argv: list[str]) -> int:
         module_name, settings_name, converter_name, what = FORMATS[argv[0]]
         module = importlib.import_module(module_name)
         settings, out, workers = _parse(getattr(module, settings_name), argv, what)
+        check_writable(out, "--out")
         converter = getattr(module, converter_name)(settings)
         # A converter whose settings are names of files says what is in them; for others the settings are the whole.
         described = converter.described() if hasattr(converter, "described") else dataclasses.asdict(settings)

@@ -11,6 +11,7 @@ import numpy as np
 from data_utils.convert.mapping import Arm, Camera, Desired, Keep, Mapping
 from data_utils.convert.runner import Skipped
 from data_utils.convert.values import Evaluator, Recording
+from data_utils.episodes import schema
 from data_utils.h5io import CameraData, EpisodeData, VideoFrames
 
 CV_FROM_GL = np.diag([1.0, -1.0, -1.0, 1.0])  # OpenGL cameras look along -z with y up
@@ -37,8 +38,13 @@ def assemble(
     arms = [_Arm(arm, index, evaluate, recording.length) for index, arm in enumerate(mapping.arms)]
     by_name = {arm.name: pose.world_from_ee for arm, pose in zip(mapping.arms, arms, strict=True)}
     desired = mapping.arms[0].desired is not None
+    times = _times(mapping, recording, evaluate)
+    for index, arm in enumerate(arms):
+        evaluate.check_speed(arm.world_from_ee, times, f"arms[{index}]")
+    if evaluate.remarks:
+        attributes = attributes | {schema.REMARKS_ATTR: "\n".join(evaluate.remarks)}
     episode = EpisodeData(
-        timestamp=_times(mapping, recording, evaluate),
+        timestamp=times,
         world_from_ee=np.stack([arm.world_from_ee for arm in arms], axis=1),
         gripper=np.stack([arm.gripper for arm in arms], axis=1),
         prompts=_prompts(mapping, recording, evaluate),
@@ -127,7 +133,12 @@ def _times(mapping: Mapping, recording: Recording, evaluate: Evaluator) -> np.nd
     if mapping.time_step is not None:
         return np.arange(recording.length) * mapping.time_step
     evaluate.require(mapping.timestamp, "timestamp")
-    return recording.numbers(mapping.timestamp)[:, 0]
+    times = recording.numbers(mapping.timestamp)[:, 0]
+    if (late := np.flatnonzero(~(np.diff(times) > 0))).size:
+        frame = int(late[0])
+        what = f"column {mapping.timestamp!r} does not increase from frame {frame} to {frame + 1}"
+        raise evaluate.fault(f"{what}: {times[frame]:g}, {times[frame + 1]:g}", "time")
+    return times
 
 
 class _Arm:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -14,16 +15,17 @@ import numpy as np
 import tyro
 
 from data_utils.convert.assemble import assemble
-from data_utils.convert.lerobot_layout import EpisodePlace, Layout
-from data_utils.convert.mapping import check_columns, check_files, load_mapping, mapping_content
+from data_utils.convert.lerobot_layout import BrokenRow, EpisodePlace, Layout, episode_name
+from data_utils.convert.mapping import calibration_files, check_columns, check_files, load_mapping, mapping_content
+from data_utils.convert.pairing import Pairing, paired
+from data_utils.convert.provenance import state_of
 from data_utils.convert.runner import Job
-from data_utils.convert.videos import video_index
+from data_utils.convert.videos import video_index, video_size
 from data_utils.errors import DataError
 from data_utils.h5io import EpisodeData, VideoFrames
-from data_utils.video import nearest_frame
 from data_utils.words import one_line
 
-EPISODES_PER_FOLDER = 1000
+TASK_COLUMN = "task_index"
 OWN_COLUMNS = ("timestamp", "frame_index", "episode_index", "index", "task_index")  # of every LeRobot dataset
 MAPPING_PATH = "meta/apt_mapping.yaml"  # written by data_utils.export
 
@@ -69,40 +71,65 @@ class LerobotConverter:
         # Before an hour's work is spent on a misspelt name; single episodes may still lack a column.
         check_columns(self._mapping, self._mapping_file, dict.fromkeys([*self._layout.features, *OWN_COLUMNS]))
         check_files(self._mapping, self._mapping_file, self._calibration)
-        return [
-            Job(f"chunk-{place.index // EPISODES_PER_FOLDER:03d}/episode_{place.index:06d}", (place,))
-            for place in self._layout.episodes()
-        ]
+        places, broken = self._layout.episodes()
+        jobs = [Job(episode_name(place.index), (place,)) for place in places]
+        return jobs + [Job(row.name, (row,)) for row in broken]
+
+    def made_from(self, job: Job) -> dict:
+        (place,) = job.key
+        if isinstance(place, BrokenRow):
+            return {}
+        files = [self._root / place.data, *(self._root / video.path for video in place.videos)]
+        # Tables that grow with every new episode are not files of this one: what they say of it is.
+        return {
+            "files": state_of([*files, *calibration_files(self._mapping, self._calibration, place.index)]),
+            "place": repr(dataclasses.replace(place, tasks=())),
+            "tasks": {
+                str(index): text
+                for index, text in self._tasks.items()
+                if isinstance(text, str) and (not place.tasks or text in place.tasks)
+            },
+        }
 
     def convert(self, job: Job) -> EpisodeData:
         (place,) = job.key
-        recording = _Episode(self._layout, place, self._tasks)
+        if isinstance(place, BrokenRow):
+            raise DataError(f"{self._root}/meta: {place.name}, in the table of episodes, {place.what}", "schema")
+        recording = _Episode(self._layout, place, self._tasks, self._mapping.pairing)
         attributes = {
             "source": f"LeRobot {self._layout.version}: {self._root.name}",
             "source_episode": place.index,
             "mapping": self._mapping_file.name,
         }
+        if self._layout.video_keys:
+            attributes["pairing"] = str(self._mapping.pairing)
+        if differing := recording.sizes_unlike_the_metadata(camera.frames for camera in self._mapping.cameras.values()):
+            attributes["sizes"] = "; ".join(differing)
         return assemble(self._mapping, recording, self._calibration, self._mapping_file, attributes)
 
     @cached_property
-    def _tasks(self) -> dict[int, str]:
+    def _tasks(self) -> dict[int, str | BrokenRow]:
         return self._layout.tasks()
 
 
 class _Episode:
     """The columns of one episode (see ``data_utils.convert.values.Recording``)."""
 
-    def __init__(self, layout: Layout, place: EpisodePlace, tasks: dict[int, str]) -> None:
+    def __init__(
+        self, layout: Layout, place: EpisodePlace, tasks: dict[int, str | BrokenRow], pairing: Pairing
+    ) -> None:
         import pyarrow
 
-        self._layout, self._episode, self._tasks = layout, place, tasks
+        self._layout, self._episode, self._tasks, self._pairing = layout, place, tasks, pairing
         self._path = layout.root / place.data
         self.place, self.length, self.index = f"{self._path} episode {place.index}", place.length, place.index
         self.video_root, self.fps = str(layout.root), layout.fps
         try:
-            self._file = _open_parquet(self._path)
+            self._file = _open_parquet(self._path, self._path.stat().st_mtime_ns)
             self._names = tuple(self._file.schema_arrow.names)
             self._groups, self._skip = self._rows()
+            self._order: np.ndarray | None = None  # of the rows as they lie, where it is not that of the frames
+            self._order = self._frame_order()
         except (OSError, pyarrow.ArrowException) as error:
             what = f"cannot be read ({one_line(error)}); copy it again"
             raise DataError(f"{self._path}: {what}", "file") from error
@@ -112,20 +139,33 @@ class _Episode:
         return (*self._names, *(key for key in self._layout.video_keys if key not in self._names))
 
     def numbers(self, column: str) -> np.ndarray:
+        import pyarrow.compute
         import pyarrow.types as kinds
 
         values = self._read(column)
         while kinds.is_list(values.type) or kinds.is_fixed_size_list(values.type) or kinds.is_large_list(values.type):
+            self._check_no_gap(values, column)
+            lengths = np.asarray(pyarrow.compute.list_value_length(values))
+            if (lengths != lengths[0]).any():
+                entry = int(np.argmax(lengths != lengths[0]))
+                frame, what = entry * self.length // len(values), f"{lengths[entry]} numbers, {lengths[0]} before"
+                raise self._fault(f"column {column!r} has {what}, at frame {frame}", "schema")
             values = values.flatten()
         if not (kinds.is_floating(values.type) or kinds.is_integer(values.type) or kinds.is_boolean(values.type)):
             raise self._fault(f"column {column!r} holds {values.type}; wanted numbers", "schema")
-        if values.null_count:
-            raise self._fault(f"column {column!r} has empty entries", "schema")
-        if len(values) == 0 or len(values) % self.length:
-            raise self._fault(f"column {column!r} does not hold equally many numbers at every frame", "schema")
+        self._check_no_gap(values, column)
+        if len(values) == 0:
+            raise self._fault(f"column {column!r} holds no numbers", "schema")
         return np.asarray(values.to_numpy(zero_copy_only=False), np.float64).reshape(self.length, -1)
 
+    def _check_no_gap(self, values, column: str) -> None:
+        if values.null_count:
+            entry = int(np.argmax(np.asarray(values.is_null())))
+            raise self._fault(f"column {column!r} is empty at frame {entry * self.length // len(values)}", "schema")
+
     def texts(self, column: str) -> list[str]:
+        if column == TASK_COLUMN:
+            return [self._task_text(index) for index in self._task_indices()]
         found = self._read(column).to_pylist()
         if not all(isinstance(text, str) for text in found):
             raise self._fault(f"column {column!r} does not hold a text at every frame", "prompt")
@@ -136,12 +176,32 @@ class _Episode:
         return value[0] if isinstance(value, list) and len(value) == 1 else value
 
     def task(self) -> str:
-        if "task_index" not in self._names:
-            raise self._fault("no column 'task_index', which names the episode's task", "prompt")
-        index = int(self.numbers("task_index")[0, 0])
+        if TASK_COLUMN not in self._names:
+            raise self._fault(f"no column {TASK_COLUMN!r}, which names the episode's task", "prompt")
+        indices = self._task_indices()
+        if (changes := np.flatnonzero(np.diff(indices))).size:
+            before, now = (self._task_text(indices[frame]) for frame in (changes[0], changes[0] + 1))
+            raise self._fault(
+                f"its task changes at frame {changes[0] + 1}, from {before!r} to {now!r}; a mapping with subtasks: "
+                f"{TASK_COLUMN} (and a prompt of its own) makes sub-tasks of them",
+                "prompt",
+            )
+        return self._task_text(indices[0])
+
+    def _task_indices(self) -> np.ndarray:
+        """(T,) integers."""
+        found = self.numbers(TASK_COLUMN)[:, 0]
+        if not np.isfinite(found).all() or (found != np.round(found)).any():
+            raise self._fault(f"column {TASK_COLUMN!r} holds numbers that are not whole", "prompt")
+        return found.astype(np.int64)
+
+    def _task_text(self, index: int) -> str:
         if index not in self._tasks:
             raise self._fault(f"task {index} is not in the dataset's table of tasks", "prompt")
-        return self._tasks[index]
+        text = self._tasks[index]
+        if isinstance(text, BrokenRow):
+            raise self._fault(f"{text.name} {text.what}", "prompt")
+        return text
 
     def of_episode(self, key: str) -> object:
         for name, value in self._episode.extra:
@@ -150,17 +210,41 @@ class _Episode:
         raise self._fault(f"the table of episodes has no {key!r}", "prompt")
 
     def frame_size(self, column: str) -> tuple[int, int]:
-        return self._layout.frame_size(column)
+        for video in self._episode.videos:
+            if video.key == column:
+                return video_size(str(self._layout.root / video.path))
+        return self._images(column, flip_rows=False).frame_size()
+
+    def sizes_unlike_the_metadata(self, columns: Iterable[str]) -> list[str]:
+        """Of which columns ``info.json`` gives another size than the frames have, in words."""
+        found = []
+        for column in columns:
+            with contextlib.suppress(DataError):  # whatever is missing is said when it is used
+                said, true = self._layout.frame_size(column), self.frame_size(column)
+                if said != true:
+                    found.append(f"{column} is {true[0]} x {true[1]}, not {said[0]} x {said[1]} as info.json says")
+        return found
 
     def frames(self, column: str, flip_rows: bool) -> Sequence[np.ndarray] | VideoFrames:
-        for key, video, begin in self._episode.videos:
-            if key == column:
+        for video in self._episode.videos:
+            if video.key == column:
                 if flip_rows:
                     raise self._fault(f"column {column!r} is a video, whose rows cannot be flipped", "image")
-                times = begin + self.numbers("timestamp")[:, 0]
-                _check_video(str(self._layout.root / video), times)
-                return VideoFrames(video, times)
+                self._check_colors(column)
+                times = video.begin + self.numbers("timestamp")[:, 0]
+                index = video_index(str(self._layout.root / video.path))
+                return VideoFrames(video.path, paired(index, times, self._pairing, video.share))
+        self._check_colors(column)
+        return self._images(column, flip_rows)
+
+    def _images(self, column: str, flip_rows: bool) -> _Images:
         return _Images(self._read(column), self._layout.root, self.place, column, flip_rows)
+
+    def _check_colors(self, column: str) -> None:
+        feature = self._layout.features.get(column, {})
+        info = {**(feature.get("video_info") or {}), **(feature.get("info") or {})}
+        if info.get("video.is_depth_map") or str(info.get("video.pix_fmt", "")).startswith("gray1"):
+            raise self._fault(f"column {column!r} is a depth map; wanted images in colours", "image")
 
     # -- rows of the file -----------------------------------------------------------------------------------------
 
@@ -179,6 +263,18 @@ class _Episode:
         groups = [group for group, end in enumerate(ends) if end > first and end - sizes[group] < first + count]
         return groups, first - int(ends[groups[0]] - sizes[groups[0]])
 
+    def _frame_order(self) -> np.ndarray | None:
+        """What sorts the rows by frame; None where they are in order, or not numbered."""
+        if "frame_index" not in self._names:
+            return None
+        found = self.numbers("frame_index")[:, 0]
+        order = np.argsort(found, kind="stable")
+        if (found[order] != np.arange(self.length)).any():
+            frame = int(np.argmax(found[order] != np.arange(self.length)))
+            what = f"column 'frame_index' has no {frame}, or another twice; wanted 0 to {self.length - 1}, each once"
+            raise self._fault(what, "schema")
+        return None if (order == np.arange(self.length)).all() else order
+
     def _read(self, column: str):
         """The column's values of this episode, as one pyarrow array."""
         import pyarrow
@@ -191,6 +287,8 @@ class _Episode:
             what = f"column {column!r} cannot be read ({one_line(error)}); copy it again"
             raise DataError(f"{self._path}: {what}", "file") from error
         values = values.slice(self._skip, self.length).combine_chunks()
+        if self._order is not None:
+            values = values.take(pyarrow.array(self._order))
         return values.chunk(0) if isinstance(values, pyarrow.ChunkedArray) else values
 
     def _fault(self, what: str, rule: str) -> DataError:
@@ -213,10 +311,23 @@ class _Images(Sequence):
         data = np.frombuffer(self._encoded(index), np.uint8)
         if data[:2].tobytes() == b"\xff\xd8" and not self._flip_rows:
             return data  # a JPEG goes into the episode file as it is
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION) if data.size else None
+        image = self._decoded(index, data)
+        return image[::-1] if self._flip_rows else image
+
+    def frame_size(self) -> tuple[int, int]:
+        """Width and height of the first image."""
+        height, width = self._decoded(0, np.frombuffer(self._encoded(0), np.uint8)).shape[:2]
+        return width, height
+
+    def _decoded(self, index: int, data: np.ndarray) -> np.ndarray:
+        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
+        image = cv2.imdecode(data, flags) if data.size else None
         if image is None:
             raise DataError(f"{self._where} at frame {index} is not a decodable image", "image")
-        return image[::-1] if self._flip_rows else image
+        if image.dtype != np.uint8:
+            what = f"has {8 * image.itemsize} bits per number, as depth images do; wanted colours of 8"
+            raise DataError(f"{self._where} at frame {index} {what}", "image")
+        return image
 
     def _encoded(self, index: int) -> bytes:
         value = self._values[index].as_py()
@@ -232,7 +343,8 @@ class _Images(Sequence):
 
 
 @lru_cache(maxsize=4)
-def _open_parquet(path: Path):
+def _open_parquet(path: Path, mtime_ns: int):
+    """``mtime_ns``: of the file, so that one that is written anew is opened anew."""
     import pyarrow.parquet
 
     return pyarrow.parquet.ParquetFile(path)
@@ -241,7 +353,17 @@ def _open_parquet(path: Path):
 @lru_cache(maxsize=4)
 def _episode_rows(path: str, mtime_ns: int) -> dict[int, tuple[int, int]]:
     """First row and number of rows of every episode in a file."""
-    found = np.asarray(_open_parquet(Path(path)).read(columns=["episode_index"]).column(0).to_numpy())
+    import pyarrow
+
+    column = _open_parquet(Path(path), mtime_ns).read(columns=["episode_index"]).column(0)
+    if column.null_count:
+        raise DataError(f"{path}: column 'episode_index' is empty in {column.null_count} rows", "schema")
+    try:
+        found = np.asarray(column.cast(pyarrow.int64()).to_numpy())
+    except pyarrow.ArrowException as error:
+        raise DataError(
+            f"{path}: column 'episode_index' does not hold whole numbers ({one_line(error)})", "schema"
+        ) from error
     starts = np.flatnonzero(np.diff(found, prepend=found[:1] - 1)) if len(found) else np.array([], int)
     ends = np.append(starts[1:], len(found))
     return {int(found[start]): (int(start), int(end - start)) for start, end in zip(starts, ends, strict=True)}
@@ -252,10 +374,3 @@ def _row_range(path: str, mtime_ns: int, episode: int) -> tuple[int, int]:
     if episode not in rows:
         raise DataError(f"{path}: holds no episode {episode}; the metadata say it does", "schema")
     return rows[episode]
-
-
-def _check_video(path: str, times: np.ndarray) -> None:
-    """Raises DataError where the video lacks a frame for one of ``times`` (T,); nothing is decoded."""
-    index = video_index(path)
-    for time in times.tolist():
-        nearest_frame(index, time)

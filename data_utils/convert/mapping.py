@@ -5,20 +5,17 @@ Everything that a mapping says is checked when it is read; which columns there a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
-import types
-import typing
 from collections.abc import Iterable, Iterator
-from collections.abc import Mapping as AbstractMapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
+from data_utils.convert.pairing import Pairing
 from data_utils.errors import DataError
-from data_utils.words import one_line
+from data_utils.yaml_file import Wrong, build, field_names, read_yaml
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -37,14 +34,6 @@ _COLUMN = re.compile(r"(?P<name>.+?)\[(?P<start>\d+)(?::(?P<stop>\d+))?\]")
 
 class MappingError(DataError):
     """A mapping file that cannot be used; one line that names the file and the field."""
-
-
-class _Wrong(Exception):
-    """What is wrong with a field; where it is is added on the way out."""
-
-    def __init__(self, what: str, where: str = "") -> None:
-        super().__init__(f"{where}: {what}" if where else what)
-        self.what, self.where = what, where
 
 
 @dataclass(frozen=True)
@@ -81,11 +70,11 @@ class Values:
             if isinstance(item, str):
                 pieces.append(_column(item))
             elif isinstance(item, dict):
-                pieces.append(_build(InFile, item))
+                pieces.append(build(InFile, item))
             elif _is_numbers(item):
                 pieces.append(tuple(_flat(item)))
             else:
-                raise _Wrong(f"is {raw!r}; wanted a column, numbers, {{file, key}}, or a list of these")
+                raise Wrong(f"is {raw!r}; wanted a column, numbers, {{file, key}}, or a list of these")
         return cls(tuple(pieces))
 
 
@@ -106,19 +95,19 @@ class Pose:
 
     def __post_init__(self) -> None:
         if self.form not in POSE_FORMS:
-            raise _Wrong(f"form is {self.form!r}; wanted one of {', '.join(POSE_FORMS)}")
+            raise Wrong(f"form is {self.form!r}; wanted one of {', '.join(POSE_FORMS)}")
         wanted = POSE_FORMS[self.form][1]
         special = set().union(*(fields for _, fields in POSE_FORMS.values()))
         given = {name for name in special if getattr(self, name) is not None}
         if given != wanted:
             named = ", ".join(sorted(wanted)) or "none of these"
-            raise _Wrong(f"form {self.form} takes {named}, not {', '.join(sorted(given)) or 'nothing'}")
+            raise Wrong(f"form {self.form} takes {named}, not {', '.join(sorted(given)) or 'nothing'}")
         if self.order not in (None, "xyzw", "wxyz"):
-            raise _Wrong(f"order is {self.order!r}; wanted xyzw or wxyz")
+            raise Wrong(f"order is {self.order!r}; wanted xyzw or wxyz")
         if self.axes is not None and not re.fullmatch("[xyz]{3}|[XYZ]{3}", self.axes):
-            raise _Wrong(f"axes is {self.axes!r}; wanted three of xyz (about fixed axes) or of XYZ (moving axes)")
+            raise Wrong(f"axes is {self.axes!r}; wanted three of xyz (about fixed axes) or of XYZ (moving axes)")
         if self.angles not in (None, "degrees", "radians"):
-            raise _Wrong(f"angles is {self.angles!r}; wanted degrees or radians")
+            raise Wrong(f"angles is {self.angles!r}; wanted degrees or radians")
 
 
 @dataclass(frozen=True)
@@ -131,7 +120,7 @@ class Gripper:
 
     def __post_init__(self) -> None:
         if self.closed == self.open:
-            raise _Wrong(f"closed and open are both {self.open}")
+            raise Wrong(f"closed and open are both {self.open}")
 
 
 @dataclass(frozen=True)
@@ -164,9 +153,9 @@ class Intrinsics:
 
     def __post_init__(self) -> None:
         if self.form not in INTRINSICS_FORMS:
-            raise _Wrong(f"form is {self.form!r}; wanted one of {', '.join(INTRINSICS_FORMS)}")
+            raise Wrong(f"form is {self.form!r}; wanted one of {', '.join(INTRINSICS_FORMS)}")
         if self.size is not None and len(self.size) != 2:
-            raise _Wrong(f"size is {list(self.size)}; wanted [width, height]")
+            raise Wrong(f"size is {list(self.size)}; wanted [width, height]")
 
 
 @dataclass(frozen=True)
@@ -189,12 +178,12 @@ class Camera:
 
     def __post_init__(self) -> None:
         if self.axes not in ("opencv", "opengl"):
-            raise _Wrong(f"axes is {self.axes!r}; wanted opencv (z looks forward) or opengl (z looks back)")
+            raise Wrong(f"axes is {self.axes!r}; wanted opencv (z looks forward) or opengl (z looks back)")
         carried = (self.ee_from_cam, self.world_from_cam_at_first_frame)
         ways = sum(pose is not None for pose in (self.world_from_cam, *carried))
         if ways != 1 or (self.on_arm is not None) != (self.world_from_cam is None):
             what = "world_from_cam, or on_arm with either ee_from_cam or world_from_cam_at_first_frame"
-            raise _Wrong(f"needs {what}")
+            raise Wrong(f"needs {what}")
 
 
 @dataclass(frozen=True)
@@ -207,7 +196,7 @@ class Keep:
 
     def __post_init__(self) -> None:
         if (self.equals is None) == (self.not_equals is None):
-            raise _Wrong("needs either equals or not_equals")
+            raise Wrong("needs either equals or not_equals")
 
 
 @dataclass(frozen=True)
@@ -221,7 +210,7 @@ class Prompt:
 
     def __post_init__(self) -> None:
         if self.task + sum(item is not None for item in (self.column, self.episode, self.text)) != 1:
-            raise _Wrong("needs one of task: true, column, episode, text")
+            raise Wrong("needs one of task: true, column, episode, text")
 
 
 @dataclass(frozen=True)
@@ -235,23 +224,24 @@ class Mapping:
     time_step: float | None = None
     rate: float | None = None
     subtasks: str | None = None
+    pairing: Pairing = Pairing()
     ee_indices: tuple[int, ...] | None = None
     keep: tuple[Keep, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.arms or not self.cameras or not self.prompts:
-            raise _Wrong("needs at least one of each: arms, cameras, prompts")
+            raise Wrong("needs at least one of each: arms, cameras, prompts")
         if (self.timestamp is None) == (self.time_step is None):
-            raise _Wrong("needs either timestamp (a column) or time_step (seconds)")
+            raise Wrong("needs either timestamp (a column) or time_step (seconds)")
         for name in ("time_step", "rate"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise _Wrong(f"{name} is {getattr(self, name)}; wanted more than 0")
+                raise Wrong(f"{name} is {getattr(self, name)}; wanted more than 0")
         names = [arm.name for arm in self.arms]
         for name, camera in self.cameras.items():
             if camera.on_arm is not None and names.count(camera.on_arm) != 1:
-                raise _Wrong(f"cameras.{name}.on_arm is {camera.on_arm!r}; the arms are {names}")
+                raise Wrong(f"cameras.{name}.on_arm is {camera.on_arm!r}; the arms are {names}")
         if len({arm.desired is None for arm in self.arms}) > 1:
-            raise _Wrong("desired must be given for all arms or for none")
+            raise Wrong("desired must be given for all arms or for none")
 
 
 # Fields that are the name of a column as a whole.
@@ -281,13 +271,9 @@ def load_mapping(name: str | Path) -> tuple[Mapping, Path]:
             presets = ", ".join(sorted(item.stem for item in PRESETS.glob("*.yaml")))
             raise MappingError(f"{name}: neither a mapping file nor a preset; presets: {presets}", "location")
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise MappingError(f"{path}: is not valid YAML ({one_line(error, None)})", "schema") from error
-    try:
-        return _build(Mapping, raw), path
-    except _Wrong as error:
-        raise MappingError(f"{path}: {error}", "schema") from error
+        return read_yaml(path).build(Mapping), path
+    except ValueError as error:
+        raise MappingError(str(error), "schema") from error
 
 
 def check_columns(mapping: Mapping, path: Path, columns: Iterable[str]) -> None:
@@ -307,6 +293,21 @@ def check_files(mapping: Mapping, path: Path, calibration: Path) -> None:
             raise MappingError(f"{path}: {what}; put it there, or name its folder with --calibration", "file")
 
 
+def calibration_files(mapping: Mapping, calibration: Path, episode: int) -> list[Path]:
+    """Those that one episode is converted with, of the folder ``calibration``; ones that are not there left out."""
+    found = []
+    for _, file in _named(mapping, ""):
+        if isinstance(file, InFile):
+            with contextlib.suppress(KeyError, IndexError, ValueError):  # a template that converting will name
+                found.append(calibration / calibration_file_name(file, episode))
+    return [path for path in found if path.is_file()]
+
+
+def calibration_file_name(file: InFile, episode: int) -> str:
+    """``file.file`` filled in. Raises ``KeyError``, ``IndexError`` or ``ValueError`` where it cannot be."""
+    return file.file.format(episode_index=episode, episode_chunk=episode // 1000)
+
+
 def _named(item: object, field: str) -> Iterator[tuple[str, str | InFile]]:
     """Every column (its name) and file that a part of a mapping names, with the field that names it."""
     if isinstance(item, Column):
@@ -322,7 +323,7 @@ def _named(item: object, field: str) -> Iterator[tuple[str, str | InFile]]:
         for name, part in item.items():
             yield from _named(part, f"{field}.{name}")
     elif dataclasses.is_dataclass(item):
-        for name in _fields(type(item)):
+        for name in field_names(type(item)):
             part, where = getattr(item, name), f"{field}.{name}".lstrip(".")
             is_name = isinstance(part, str) and (type(item), name) in _COLUMN_FIELDS
             yield from [(where, part)] if is_name else _named(part, where)
@@ -330,64 +331,7 @@ def _named(item: object, field: str) -> Iterator[tuple[str, str | InFile]]:
 
 def mapping_content(path: Path) -> object:
     """What a mapping file says, as JSON-able values: two mappings of one name are not one setting."""
-    return json.loads(json.dumps(yaml.safe_load(path.read_text(encoding="utf-8")), default=str))
-
-
-# -- dataclasses from plain values ---------------------------------------------------------------------------------
-
-
-def _build(cls: type, raw: object):
-    """An instance of the dataclass ``cls`` from a dictionary of exactly its fields."""
-    if not isinstance(raw, AbstractMapping):
-        raise _Wrong(f"is {raw!r}; wanted a mapping with {', '.join(_fields(cls))}")
-    known = _fields(cls)
-    unknown = [str(name) for name in raw if name not in known]
-    if unknown:
-        raise _Wrong(f"has unknown field {unknown[0]!r}; known: {', '.join(known)}")
-    missing = [name for name, field in known.items() if name not in raw and field.default is dataclasses.MISSING]
-    if missing:
-        raise _Wrong(f"lacks field {missing[0]!r}")
-    hints = typing.get_type_hints(cls)
-    return cls(**{name: _at(name, lambda name=name: _convert(hints[name], raw[name])) for name in raw})
-
-
-def _convert(hint, raw: object):
-    """``raw`` as the type ``hint``."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        if raw is None:
-            return None
-        hint = next(item for item in typing.get_args(hint) if item is not type(None))
-    if hint is object:
-        return raw
-    if hint is Values:
-        return Values.read(raw)
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, raw)
-    origin = typing.get_origin(hint)
-    if origin is tuple and isinstance(raw, list):
-        item = typing.get_args(hint)[0]
-        return tuple(_at(f"[{index}]", lambda value=value: _convert(item, value)) for index, value in enumerate(raw))
-    if origin is dict and isinstance(raw, dict):
-        item = typing.get_args(hint)[1]
-        return {str(key): _at(str(key), lambda value=value: _convert(item, value)) for key, value in raw.items()}
-    wanted = (int, float) if hint is float else hint
-    if origin is None and isinstance(raw, wanted) and (hint is bool) == isinstance(raw, bool):
-        return hint(raw)
-    raise _Wrong(
-        f"is {raw!r}; wanted {'a list' if origin is tuple else 'a mapping' if origin is dict else hint.__name__}"
-    )
-
-
-def _at(name: str, convert):
-    try:
-        return convert()
-    except _Wrong as error:
-        joint = "." if error.where and not error.where.startswith("[") else ""
-        raise _Wrong(error.what, f"{name}{joint}{error.where}") from None
-
-
-def _fields(cls: type) -> dict[str, dataclasses.Field]:
-    return {field.name: field for field in dataclasses.fields(cls)}
+    return json.loads(json.dumps(read_yaml(path).value, default=str))
 
 
 def _column(text: str) -> Column:
@@ -397,7 +341,7 @@ def _column(text: str) -> Column:
     start = int(match["start"])
     stop = start + 1 if match["stop"] is None else int(match["stop"])
     if stop <= start:
-        raise _Wrong(f"{text!r} takes no numbers")
+        raise Wrong(f"{text!r} takes no numbers")
     return Column(match["name"], start, stop)
 
 

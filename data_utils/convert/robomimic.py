@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ import numpy as np
 import tyro
 
 from data_utils.convert.assemble import assemble
-from data_utils.convert.mapping import check_files, load_mapping, mapping_content
+from data_utils.convert.mapping import calibration_files, check_files, load_mapping, mapping_content
+from data_utils.convert.provenance import state_of
 from data_utils.convert.runner import Job
 from data_utils.errors import DataError
 from data_utils.h5io import EpisodeData
@@ -64,12 +66,25 @@ class RobomimicConverter:
 
     def jobs(self) -> list[Job]:
         check_files(self._mapping, self._mapping_file, self._calibration)
+        stems = Counter(path.stem for path in self._files)
         found = []
         for path in self._files:
-            for name in self._demonstrations(path):
-                number = int(re.sub(r"\D", "", name) or 0)
-                found.append(Job(f"{path.stem}/demo_{number:06d}", (str(path), name, number)))
+            folder = path.stem if stems[path.stem] == 1 else path.name.replace(".", "_")
+            numbered = [(name, int(re.sub(r"\D", "", name) or 0)) for name in self._demonstrations(path)]
+            alike = Counter(number for _, number in numbered)
+            for name, number in numbered:  # one file each, whatever they are called
+                own = f"demo_{number:06d}" if alike[number] == 1 else re.sub(r"[^\w-]", "_", name)
+                found.append(Job(f"{folder}/{own}", (str(path), name, number)))
+        if len({job.name for job in found}) < len(found):
+            again = next(job for index, job in enumerate(found) if job.name in {other.name for other in found[:index]})
+            raise DataError(
+                f"{again.key[0]}: several demonstrations would be called {again.name}; rename one", "schema"
+            )
         return found
+
+    def made_from(self, job: Job) -> dict:
+        path, _, number = job.key
+        return {"files": state_of([path, *calibration_files(self._mapping, self._calibration, number)])}
 
     def convert(self, job: Job) -> EpisodeData:
         path, name, number = job.key
@@ -122,24 +137,33 @@ class _Demonstration:
             self._attributes = {**file["data"].attrs, **self._group.attrs}
         except (KeyError, OSError, RuntimeError) as error:
             raise DataError(f"{self.place}: cannot be read ({one_line(error)})", "file") from error
-        self._datasets = {key: item for key, item in found.items() if item.shape and item.shape[0] == self.length}
+        if self.length < 1:
+            raise DataError(f"{self.place}: has no frames (num_samples, or else its actions)", "schema")
+        self._datasets = {key: item for key, item in found.items() if item.shape}
         self.columns = tuple(self._datasets)
         self.fps = _control_frequency(self._attributes.get("env_args"))
 
-    def numbers(self, column: str) -> np.ndarray:
+    def _of(self, column: str) -> h5py.Dataset:
         dataset = self._datasets[column]
+        if dataset.shape[0] != self.length:
+            what = f"dataset {column!r} has {dataset.shape[0]} rows, the demonstration {self.length}"
+            raise self._fault(f"{what} (num_samples, or else its actions)", "schema")
+        return dataset
+
+    def numbers(self, column: str) -> np.ndarray:
+        dataset = self._of(column)
         if dataset.dtype.kind not in "fiub":
             raise self._fault(f"dataset {column!r} holds {dataset.dtype}; wanted numbers", "schema")
         return np.asarray(self._read(dataset, column, slice(None)), np.float64).reshape(self.length, -1)
 
     def texts(self, column: str) -> list[str]:
-        dataset = self._datasets[column]
+        dataset = self._of(column)
         if h5py.check_string_dtype(dataset.dtype) is None:
             raise self._fault(f"dataset {column!r} holds {dataset.dtype}; wanted texts", "prompt")
         return list(dataset.asstr()[()])
 
     def first(self, column: str) -> object:
-        return np.asarray(self._read(self._datasets[column], column, 0)).tolist()
+        return np.asarray(self._read(self._of(column), column, 0)).tolist()
 
     def task(self) -> str:
         raise self._fault("robomimic stores no instruction; give the mapping a prompt with a text", "prompt")
@@ -158,7 +182,7 @@ class _Demonstration:
         return _Frames(lambda index: self._read(dataset, column, index), self.length, flip_rows)
 
     def _images(self, column: str) -> h5py.Dataset:
-        dataset = self._datasets[column]
+        dataset = self._of(column)
         if dataset.dtype != np.uint8 or dataset.ndim != 4 or dataset.shape[3] != 3:
             what = f"dataset {column!r} is {dataset.dtype} {dataset.shape}; wanted ({self.length}, H, W, 3) uint8"
             raise self._fault(what, "image")

@@ -16,6 +16,7 @@ from typing import Protocol
 from tqdm import tqdm
 
 from data_utils.cli import bar
+from data_utils.convert.provenance import Provenance
 from data_utils.convert.videos import decord_refuses, with_own_videos
 from data_utils.errors import DataError
 from data_utils.files import remove_leftovers, write_json
@@ -53,6 +54,10 @@ class Converter(Protocol):
     def jobs(self) -> list[Job]:
         """The episodes of the source, cheaply. Raises DataError where there is no such source."""
 
+    def made_from(self, job: Job) -> object:
+        """What the episode depends on beside the settings: files with size and time, and what else says that the
+        source is another one. JSON-able, cheap, and the same as long as nothing changes; None where nothing can."""
+
     def convert(self, job: Job) -> EpisodeData:
         """One episode. Raises :class:`Skipped` or DataError."""
 
@@ -68,9 +73,11 @@ class Failure:
 
 @dataclass(frozen=True)
 class _Converted:
-    """An episode that was written; ``refused`` is what ``videos.decord_refuses`` says of its videos."""
+    """An episode that was written, and what it was made from; ``refused`` is what ``videos.decord_refuses`` says of its
+    videos."""
 
     refused: frozenset[str]
+    made_from: object
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,7 @@ class Summary:
 
     episodes: int
     already_there: int = 0
+    changed: int = 0  # were there, and are converted anew
     converted: int = 0
     skipped: dict[str, str] = field(default_factory=dict)  # episode -> reason
     failed: list[Failure] = field(default_factory=list)
@@ -101,6 +109,8 @@ class Summary:
         """A few lines for people."""
         head = f"{self.converted} converted, {self.already_there} already there, {len(self.skipped)} skipped"
         lines = [f"{head}, {len(self.failed)} failed, of {self.episodes} episodes"]
+        if self.changed:
+            lines.append(f"  their source has changed: {self.changed}, converted anew")
         lines += [f"  skipped {n}: {reason}" for reason, n in Counter(self.skipped.values()).most_common()]
         for rule, n in Counter(item.rule for item in self.failed).most_common():
             first = next(item for item in self.failed if item.rule == rule)
@@ -119,7 +129,7 @@ def run(
     copy_videos: bool = False,
     done: str = "converted",
 ) -> Summary:
-    """Convert every episode of a source that ``out`` does not hold yet.
+    """Convert every episode of a source that ``out`` does not hold yet, or whose source has changed since.
 
     An episode is there whole or not at all, whatever kills the process. ``out/conversion.json`` records the settings
     and the outcome; ``Ctrl-C`` stops the workers and returns with ``interrupted`` set.
@@ -154,11 +164,15 @@ def run(
         refused = _check_settings(out, settings)
         remove_leftovers(out)
         summary = Summary(len(jobs), refused=refused)
-        todo = [job for job in jobs if not (out / f"{job.name}{SUFFIX}").is_file()]
-        summary.already_there = len(jobs) - len(todo)
+        provenance = Provenance(out)
+        there = [job for job in jobs if (out / f"{job.name}{SUFFIX}").is_file()]
+        current = {job.name for job in there if provenance.is_current(job.name, converter.made_from(job))}
+        todo = [job for job in jobs if job.name not in current]
+        summary.already_there, summary.changed = len(current), len(there) - len(current)
         write_record(out, settings, summary, "running")
         try:
-            _convert_all(_Task(converter, out, copy_videos), todo, min(workers, len(todo)), summary, done)
+            task = _Task(converter, out, copy_videos)
+            _convert_all(task, todo, min(workers, len(todo)), summary, done, provenance)
         except KeyboardInterrupt:
             summary.interrupted = True
         remove_leftovers(out)  # of workers that were killed
@@ -209,7 +223,7 @@ def _check_settings(out: Path, settings: dict) -> set[str]:
 # -- the parent's side --------------------------------------------------------------------------------------------
 
 
-def _convert_all(task: _Task, jobs: list[Job], count: int, summary: Summary, done: str) -> None:
+def _convert_all(task: _Task, jobs: list[Job], count: int, summary: Summary, done: str, provenance: Provenance) -> None:
     pending = deque(jobs)
     pool: list[WorkerProcess] = []
     progress = bar(total=summary.episodes, initial=summary.already_there, unit="episode")
@@ -232,6 +246,8 @@ def _convert_all(task: _Task, jobs: list[Job], count: int, summary: Summary, don
                         pool.append(WorkerProcess(task))
                     continue
                 if finished is not None:
+                    if isinstance(outcome, _Converted):
+                        provenance.add(finished.name, outcome.made_from)
                     _account(finished, outcome, summary, progress, done)
                 if pending:
                     worker.give(pending.popleft())
@@ -263,12 +279,16 @@ def _account(job: Job, outcome: _Converted | Skipped | Failure, summary: Summary
 def _convert_one(task: _Task, job: Job) -> _Converted | Skipped | Failure:
     path = task.out / f"{job.name}{SUFFIX}"
     try:
+        made_from = task.converter.made_from(job)
         data = task.converter.convert(job)
-        converted = _Converted(decord_refuses(data))
+        converted = _Converted(decord_refuses(data), made_from)
         path.parent.mkdir(parents=True, exist_ok=True)
         if task.copy_videos:
             data = with_own_videos(data, path, task.out)
         write_episode(path, data)
+        if task.converter.made_from(job) != made_from:
+            path.unlink()
+            raise DataError("its source was changed while it was being read; run the same command again", "file")
     except Skipped as reason:
         return reason
     except DataError as error:

@@ -8,14 +8,30 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import yaml
 from scipy.spatial.transform import Rotation
 
 from data_utils.convert.kinematics import Chain
-from data_utils.convert.mapping import INTRINSICS_FORMS, POSE_FORMS, Column, Gripper, InFile, Intrinsics, Pose, Values
+from data_utils.convert.mapping import (
+    INTRINSICS_FORMS,
+    POSE_FORMS,
+    Column,
+    Gripper,
+    InFile,
+    Intrinsics,
+    Pose,
+    Values,
+    calibration_file_name,
+)
 from data_utils.errors import DataError
+from data_utils.geometry.motion import FASTEST_HAND, median_speed
+from data_utils.geometry.pinhole import intrinsics_fault
 from data_utils.h5io import VideoFrames
 from data_utils.words import one_line
+from data_utils.yaml_file import read_yaml
+
+FAR_OUTSIDE = 0.25  # of a gripper's range
+MOST_OUTSIDE = 0.1  # share of the readings
+FULL_TURN = 2 * np.pi * 1.01
 
 
 class Recording(Protocol):
@@ -62,6 +78,7 @@ class Evaluator:
     def __init__(self, recording: Recording, calibration: Path, mapping: Path) -> None:
         self._recording, self._calibration, self._mapping = recording, calibration, mapping
         self._contents: dict[Path, object] = {}
+        self.remarks: list[str] = []  # "rule: what is unusual", for whoever inspects the episode
 
     def fault(self, what: str, rule: str) -> DataError:
         return DataError(f"{self._recording.place}: {what}", rule)
@@ -94,7 +111,7 @@ class Evaluator:
     def _in_file(self, piece: InFile, field: str) -> np.ndarray:
         index = self._recording.index
         try:
-            name = piece.file.format(episode_index=index, episode_chunk=index // 1000)
+            name = calibration_file_name(piece, index)
         except (KeyError, IndexError, ValueError) as error:
             what = f"{field}: file {piece.file!r} cannot be filled in ({error}); wanted {{episode_index}} and the like"
             raise self.fault(what, "schema") from error
@@ -116,11 +133,13 @@ class Evaluator:
     def _content(self, path: Path) -> object:
         if path not in self._contents:
             try:
-                text = path.read_text(encoding="utf-8")
-                self._contents[path] = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+                is_json = path.suffix == ".json"
+                self._contents[path] = (
+                    json.loads(path.read_text(encoding="utf-8")) if is_json else read_yaml(path).value
+                )
             except FileNotFoundError as error:
                 raise DataError(f"{path}: no such calibration file; {self._mapping} names it", "file") from error
-            except (OSError, ValueError, yaml.YAMLError) as error:
+            except (OSError, ValueError) as error:
                 raise DataError(f"{path}: cannot be read ({one_line(error)})", "file") from error
         return self._contents[path]
 
@@ -139,11 +158,32 @@ class Evaluator:
             norms = np.linalg.norm(numbers[:, 3:], axis=1)
             if not (norms > 1e-6).all():
                 raise self.fault(f"{field} at frame {int(np.argmin(norms))} has a quaternion of length 0", "rotation")
+        self._check_angles(pose, numbers, field)
         if pose.form == "joints":
             matrices = Chain(self._mapping.parent / pose.urdf, pose.base, pose.tip, pose.joints).poses(numbers)
         else:
             matrices = _matrices(pose, numbers)
         return _inverse(matrices) if pose.inverse else matrices
+
+    def _check_angles(self, pose: Pose, numbers: np.ndarray, field: str) -> None:
+        """Refuse angles that are certainly in degrees where radians are meant."""
+        if pose.form == "xyz+rotvec":
+            largest = np.linalg.norm(numbers[:, 3:], axis=1)
+        elif pose.form == "xyz+euler" and pose.angles == "radians":
+            largest = np.abs(numbers[:, 3:]).max(axis=1)
+        else:
+            return
+        beyond = largest > FULL_TURN
+        if beyond.mean() > MOST_OUTSIDE:
+            what = f"{field} turns by up to {largest.max():.4g} radians, {beyond.mean():.0%} of it"
+            raise self.fault(f"{what} by more than a full turn; are its angles in degrees?", "rotation")
+
+    def check_speed(self, world_from_ee: np.ndarray, times: np.ndarray, field: str) -> None:
+        """Refuse (T, 4, 4) that moves at (T,) seconds as no arm does."""
+        speed = median_speed(world_from_ee, times)
+        if speed > FASTEST_HAND:
+            what = f"{field} moves at {speed:.4g} m/s in the median"
+            raise self.fault(f"{what}; are its positions in millimetres, or its times in another unit?", "pose")
 
     def openness(self, gripper: Gripper, field: str) -> np.ndarray:
         """(T,) float64 in [0, 1]."""
@@ -152,8 +192,23 @@ class Evaluator:
             raise self.fault(f"{field} has {reading.shape[1]} numbers; a gripper's reading is one", "gripper")
         if not np.isfinite(reading).all():
             raise self.fault(f"{field} at frame {int(np.argmin(np.isfinite(reading[:, 0])))} is not finite", "gripper")
-        openness = ((reading[:, 0] - gripper.closed) / (gripper.open - gripper.closed)).clip(0, 1)
-        return np.broadcast_to(openness, (self._recording.length,))
+        openness = (reading[:, 0] - gripper.closed) / (gripper.open - gripper.closed)
+        self._check_range(openness, reading[:, 0], gripper, field)
+        return np.broadcast_to(openness.clip(0, 1), (self._recording.length,))
+
+    def _check_range(self, openness: np.ndarray, reading: np.ndarray, gripper: Gripper, field: str) -> None:
+        """Readings that no gripper of this range gives: a few are remarked on, many refused."""
+        far = (openness < -FAR_OUTSIDE) | (openness > 1 + FAR_OUTSIDE)
+        if not far.any():
+            return
+        lowest, highest = float(reading.min()), float(reading.max())
+        what = (
+            f"{field} reads {lowest:g} to {highest:g}, {far.mean():.0%} of it far outside {gripper.closed:g} (closed)"
+        )
+        what = f"{what} to {gripper.open:g} (open)"
+        if far.mean() > MOST_OUTSIDE:
+            raise self.fault(f"{what}; is it in another unit? Give closed and open as the column has them", "gripper")
+        self.remarks.append(f"gripper: {what}; it was cut off there")
 
     def intrinsics(self, K: Intrinsics, frames: str, field: str) -> np.ndarray:
         """(3, 3) or (T, 3, 3) float64, at the size of the frames in column ``frames``."""
@@ -178,6 +233,10 @@ class Evaluator:
             width, height = self._recording.frame_size(frames)
             matrices[:, 0] *= width / K.size[0]
             matrices[:, 1] *= height / K.size[1]
+        width, height = self._recording.frame_size(frames)
+        fault = intrinsics_fault(matrices, (height, width))
+        if fault is not None:
+            raise self.fault(f"{field} at frame {fault[0]} {fault[1]}", "intrinsics")
         return matrices[0] if len(matrices) == 1 else matrices
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from data_utils.errors import DataError
 from data_utils.h5io import EpisodeData, VideoFrames
-from data_utils.video.index import VideoIndex, read_index
+from data_utils.video.index import VideoIndex, read_index, video_error
 from data_utils.video.readers import decord_misreads
 
 FOLDER = "videos"  # below the output folder
@@ -22,6 +22,19 @@ TIME_STEP_NS = 2 * 10**9  # of the file system that stores a file's time most co
 def video_index(path: str) -> VideoIndex:
     """The index of a video, which several episodes may share."""
     return read_index(path)
+
+
+@lru_cache(maxsize=16)
+def video_size(path: str) -> tuple[int, int]:
+    """Width and height of a video's frames. Raises DataError where it cannot be read."""
+    import av
+
+    try:
+        with av.open(path) as container:
+            stream = container.streams.video[0]
+            return stream.width, stream.height
+    except (av.FFmpegError, OSError, IndexError) as error:
+        raise video_error(path, f"cannot be read ({error})") from error
 
 
 def decord_refuses(data: EpisodeData) -> frozenset[str]:

@@ -48,6 +48,11 @@ class JpegDecoder:
         return image
 
 
+def jpeg_size(data: np.ndarray) -> tuple[int, int]:
+    """Height and width of a JPEG's (n,) bytes. Raises :class:`FrameError`."""
+    return JpegDecoder(False).decode(data).shape[:2]
+
+
 class RawDecoder:
     """(3, H, W) uint8.
 

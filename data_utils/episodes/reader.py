@@ -16,6 +16,9 @@ from data_utils.episodes import schema
 from data_utils.episodes.file import CheckedFile, is_jpeg, is_text
 from data_utils.episodes.frames import FrameDecoder, FrameError, JpegDecoder, RawDecoder
 from data_utils.errors import DataError
+from data_utils.geometry.camera import CameraFrame
+from data_utils.geometry.pinhole import Size, intrinsics_fault
+from data_utils.prompts import check_prompt
 from data_utils.video import VideoCache
 
 
@@ -50,6 +53,7 @@ class Episode:
         self._own_videos: VideoCache | None = None
         self._arrays: dict[str, np.ndarray] = {}
         self._decoders: dict[str, FrameDecoder] = {}
+        self._fitting: set[str] = set()  # cameras whose K was found to be of their images' size
         self._is_video: dict[str, bool] = {}
         try:
             with self._h5.reading("header"):
@@ -133,8 +137,10 @@ class Episode:
         for name in sorted(name for name in self._h5.attributes if isinstance(name, str) and "prompt_text" in name):
             for value in np.atleast_1d(self._h5.attributes[name]).tolist():
                 text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-                if not isinstance(text, str) or not text.strip():
-                    raise self._h5.fault(f"attribute {name}", "is not a text; store the task as a text", "prompt")
+                try:
+                    check_prompt(text)
+                except ValueError as error:
+                    raise self._h5.fault(f"attribute {name}", str(error), "prompt") from error
                 self.prompts.append(text.strip())
         if not self.prompts:
             raise self._h5.fault(
@@ -277,12 +283,18 @@ class Episode:
         key = f"{camera}/K"
         if key not in self._arrays:
             intrinsics = self._h5.array(key).astype(np.float64)
-            fault = None if self._trusted else schema.intrinsics_fault(intrinsics.reshape(-1, 3, 3))
-            if fault is not None:
-                raise self._h5.fault(key, f"at frame {fault[0]} {fault[1]}", "intrinsics")
             self._arrays[key] = intrinsics
+            if not self._trusted:
+                self._check_intrinsics(camera)
         intrinsics = self._arrays[key]
         return intrinsics[index] if intrinsics.ndim == 3 else intrinsics
+
+    def _check_intrinsics(self, camera: str, hw: Size | None = None) -> None:
+        key = f"{camera}/K"
+        fault = intrinsics_fault(self._arrays[key].reshape(-1, 3, 3), hw)
+        if fault is not None:
+            del self._arrays[key]
+            raise self._h5.fault(key, f"at frame {fault[0]} {fault[1]}", "intrinsics")
 
     # -- frames -----------------------------------------------------------------------------------------------------
 
@@ -301,6 +313,14 @@ class Episode:
             return self._decoder(camera).decode(data)
         except FrameError as error:
             raise self._h5.fault(key, f"at frame {index} {error}", "image") from error
+
+    def camera_frame(self, camera: str, index: int) -> CameraFrame:
+        """Frame ``index`` of ``camera`` and where it was taken from; K is checked against the decoded size."""
+        rgb, K = self.rgb(camera, index), self.K(camera, index)
+        if camera not in self._fitting:
+            self._check_intrinsics(camera, rgb.shape[:2])
+            self._fitting.add(camera)
+        return CameraFrame(rgb, K, self.world_from_cam(camera, index), self.mask(camera, index))
 
     def is_video(self, camera: str) -> bool:
         """Whether the frames of ``camera`` stay in video files."""

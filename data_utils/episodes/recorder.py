@@ -9,8 +9,17 @@ from pathlib import Path
 import numpy as np
 
 from data_utils.episodes import schema
-from data_utils.episodes.writer import WRITTEN_OPENNESS_TOLERANCE, CameraData, EpisodeData, encode_jpeg, write_episode
+from data_utils.episodes.writer import (
+    WRITTEN_OPENNESS_TOLERANCE,
+    CameraData,
+    EpisodeData,
+    check_name,
+    encode_jpeg,
+    write_episode,
+)
 from data_utils.errors import DataError
+from data_utils.geometry.pinhole import intrinsics_fault
+from data_utils.prompts import check_prompts
 
 
 class EpisodeWriter:
@@ -20,11 +29,12 @@ class EpisodeWriter:
     :func:`write_episode`; an exception, or :meth:`discard`, leaves nothing.
 
     Args:
-        path: final name of the episode file; an existing one is replaced.
+        path: final name of the episode file, ``.h5`` or ``.hdf5``.
         cameras: names of the cameras every frame must bring.
         num_arms: Nee.
         prompts: the instruction, or several paraphrases of it.
         jpeg_quality: 1 to 100.
+        overwrite: replace a file that is there; otherwise that is an error.
     Raises:
         DataError: a frame or an argument that does not meet the file's rules.
     """
@@ -36,8 +46,13 @@ class EpisodeWriter:
         num_arms: int,
         prompts: str | Sequence[str],
         jpeg_quality: int = 95,
+        overwrite: bool = False,
     ) -> None:
         self.path = Path(path)
+        check_name(self.path)
+        if self.path.exists() and not overwrite:
+            what = "is there already; name another one, or give overwrite=True"
+            raise DataError(f"{self.path}: {what}", "location")
         self._scalars: dict[str, list[np.ndarray]] = {"timestamp": []}
         self.cameras = tuple(cameras)
         self.num_arms = num_arms
@@ -47,8 +62,10 @@ class EpisodeWriter:
             raise self._fault("cameras", f"are {self.cameras}; wanted at least one name, each once", "camera")
         if num_arms < 1:
             raise self._fault("num_arms", f"is {num_arms}; wanted at least 1", "arms")
-        if not self.prompts or not all(isinstance(text, str) and text.strip() for text in self.prompts):
-            raise self._fault("prompts", f"are {self.prompts!r}; wanted at least one non-empty text", "prompt")
+        try:
+            check_prompts(self.prompts)
+        except ValueError as error:
+            raise self._fault("prompts", str(error), "prompt") from error
         if not 1 <= jpeg_quality <= 100:
             raise self._fault("jpeg_quality", f"is {jpeg_quality}; wanted 1 to 100", "image")
         self._images: dict[str, list[np.ndarray]] = {camera: [] for camera in self.cameras}
@@ -139,7 +156,7 @@ class EpisodeWriter:
         intrinsics = np.asarray(K[camera], np.float32)
         if intrinsics.shape != (3, 3):
             raise self._fault(f"{camera}/K", f"has shape {intrinsics.shape}; wanted (3, 3)", "schema")
-        fault = schema.intrinsics_fault(intrinsics[None])
+        fault = intrinsics_fault(intrinsics[None], image.shape[:2])
         if fault is not None:
             raise self._fault(f"{camera}/K", fault[1], "intrinsics")
         return jpeg, image.shape[:2], self._pose(f"{camera}/pose", world_from_cam[camera], (4, 4)), intrinsics

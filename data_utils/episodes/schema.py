@@ -21,6 +21,7 @@ JPEG_CHANNELS_ATTR = "jpeg_channels"
 VIDEO_ROOT_ATTR = "video_root"
 CHECKSUMS_ATTR = "checksums"
 ATTRIBUTES_CHECKSUM_ATTR = "attributes_crc32"
+REMARKS_ATTR = "conversion_remarks"  # lines of "rule: what is unusual"
 FRAME_CHECKSUMS = "{key}_crc32"  # dataset beside one that is read frame by frame
 
 ROTATION_TOLERANCE = 1e-3
@@ -85,11 +86,3 @@ def openness_fault(gripper: np.ndarray, tolerance: float = OPENNESS_TOLERANCE) -
         return None
     index = int(np.argmin(good))
     return index, f"is {gripper[index].tolist()}; wanted openness in [0 closed, 1 open]"
-
-
-def intrinsics_fault(K: np.ndarray) -> tuple[int, str] | None:
-    """Index and description of the first of (N, 3, 3) that is no pinhole camera, or None."""
-    good = np.isfinite(K).all((-2, -1)) & (K[:, [0, 1], [0, 1]] > 0).all(-1)
-    if good.all():
-        return None
-    return int(np.argmin(good)), "is not finite with positive focal lengths"

@@ -11,9 +11,13 @@ import cv2
 import h5py
 import numpy as np
 
+from data_utils.data_loc import EPISODE_SUFFIXES
 from data_utils.episodes import schema
+from data_utils.episodes.frames import FrameError, jpeg_size
 from data_utils.errors import DataError
 from data_utils.files import atomic_write
+from data_utils.geometry.pinhole import Size, intrinsics_fault
+from data_utils.prompts import check_prompts
 
 WRITTEN_OPENNESS_TOLERANCE = 1e-3  # rounding; what is written is clipped
 
@@ -53,17 +57,26 @@ class EpisodeData:
     attributes: Mapping[str, str | int | float] = field(default_factory=dict)  # provenance
 
 
+def check_name(path: Path) -> None:
+    """Raise DataError for a name by which no episode is found again."""
+    if path.suffix not in EPISODE_SUFFIXES:
+        raise DataError(
+            f"{path}: an episode file ends in {' or '.join(EPISODE_SUFFIXES)}; give it such a name", "location"
+        )
+
+
 def write_episode(path: str | os.PathLike, data: EpisodeData, jpeg_quality: int = 95) -> None:
     """Check an episode and write it (schema version 2); the file is there whole or not at all.
 
     Args:
-        path: final name of the file; an existing one is replaced.
+        path: final name of the file, ``.h5`` or ``.hdf5``; an existing one is replaced.
         data: the episode.
         jpeg_quality: 1 to 100, of frames that are not encoded yet.
     Raises:
         DataError: what does not meet the format's rules, with key and frame.
     """
     path = Path(path)
+    check_name(path)
     if not path.parent.is_dir():
         raise DataError(f"{path}: folder {path.parent} does not exist; create it first", "location")
     content = _Content(path, data, jpeg_quality)
@@ -115,8 +128,10 @@ class _Content:
         self.attributes = self.root_attributes(data)
 
     def root_attributes(self, data: EpisodeData) -> dict:
-        if not data.prompts or not all(isinstance(text, str) and text.strip() for text in data.prompts):
-            raise self.fault("prompts", f"are {list(data.prompts)!r}; wanted at least one non-empty text", "prompt")
+        try:
+            check_prompts(data.prompts)
+        except ValueError as error:
+            raise self.fault("prompts", str(error), "prompt") from error
         attributes = {**data.attributes, schema.VERSION_ATTR: schema.SCHEMA_VERSION}
         attributes |= {schema.JPEG_CHANNELS_ATTR: "rgb", "compress": True}
         for number, text in enumerate(data.prompts):
@@ -149,7 +164,8 @@ class _Content:
         if shape not in ((T, 4, 4), (4, 4)):
             raise self.fault(f"{name}/pose", f"has shape {shape}; wanted ({T}, 4, 4) or (4, 4)", "schema")
         self.arrays[f"{name}/pose"] = self.poses(f"{name}/pose", camera.world_from_cam, shape)
-        self.arrays[f"{name}/K"] = self.intrinsics(f"{name}/K", camera.K)
+        hw = None if isinstance(camera.frames, VideoFrames) else self.size(key)
+        self.arrays[f"{name}/K"] = self.intrinsics(f"{name}/K", camera.K, hw)
         if camera.mask is not None:
             mask = np.asarray(camera.mask)
             if mask.dtype != bool or mask.ndim != 3 or len(mask) != T:
@@ -186,14 +202,20 @@ class _Content:
             raise self.fault(key, fault[1], "gripper", fault[0])
         return gripper.clip(0, 1).astype(np.float32)
 
-    def intrinsics(self, key: str, value: np.ndarray) -> np.ndarray:
+    def intrinsics(self, key: str, value: np.ndarray, hw: Size | None) -> np.ndarray:
         K = np.asarray(value, np.float32)
         if K.shape not in ((self.num_frames, 3, 3), (3, 3)):
             raise self.fault(key, f"has shape {K.shape}; wanted (3, 3) or ({self.num_frames}, 3, 3)", "schema")
-        fault = schema.intrinsics_fault(K.reshape(-1, 3, 3))
+        fault = intrinsics_fault(K.reshape(-1, 3, 3), hw)
         if fault is not None:
             raise self.fault(key, fault[1], "intrinsics", fault[0])
         return K[0] if K.ndim == 3 and (K == K[0]).all() else K
+
+    def size(self, key: str) -> Size:
+        try:
+            return jpeg_size(self.frames[key][0])
+        except FrameError as error:
+            raise self.fault(key, str(error), "image", 0) from error
 
     def jpeg(self, key: str, frame: np.ndarray, index: int) -> np.ndarray:
         frame = np.asarray(frame)

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_utils.cli import CommandLineError, cores, parse
+from data_utils.cli import CommandLineError, check_writable, cores, parse
 from data_utils.errors import DataError
 
 
@@ -19,7 +19,7 @@ class Settings:
     out: Path
     """Folder of the dataset; must not exist."""
     fps: int | None = None
-    """Frames per second that the dataset states; what the timestamps say where it is not given."""
+    """Frames per second that the dataset states, 1 to 1000; what the timestamps say where it is not given."""
     workers: int = cores()
     """Processes that encode videos."""
 
@@ -28,6 +28,7 @@ def main(argv: list[str]) -> int:
     """Exit code: 0; 2 where nothing could be exported; 130 after Ctrl-C."""
     try:
         settings = parse(Settings, argv, "python -m data_utils.export", Settings.__doc__)
+        check_writable(settings.out.parent, "--out")
         from data_utils.export.lerobot import export
 
         info = export(settings.src, settings.out, settings.fps, settings.workers)

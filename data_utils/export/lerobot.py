@@ -24,6 +24,7 @@ from data_utils.h5io import Episode
 from data_utils.video import VideoCache
 
 CHUNK = 1000  # files per folder
+FASTEST = 1000  # frames per second; what is faster is no rate of frames, but another unit
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 # A key frame every second frame, as LeRobot's own encoder does: single frames are read at random.
@@ -52,6 +53,8 @@ def export(src: Path, out: Path, fps: int | None, workers: int) -> dict:
     paths = [Path(path) for path in find_episodes(src, "--src is a folder of them")]
     if out.exists():
         raise DataError(f"{out}: is there already; name a folder that is not", "location")
+    if fps is not None and not 1 <= fps <= FASTEST:
+        raise DataError(f"--fps is {fps}; wanted frames per second, from 1 to {FASTEST}", "time")
     if workers < 1:
         raise DataError(f"workers is {workers}; wanted at least 1", "location")
     kind, entries = plan.read_entries(paths, _open)
@@ -81,7 +84,7 @@ def _videos() -> VideoCache:
 
 def _frame_rate(entries: list[plan.Entry]) -> int:
     rate = 1 / float(np.median([entry.step for entry in entries]))
-    if round(rate) < 1 or abs(rate - round(rate)) > 0.02 * rate:
+    if not 1 <= round(rate) <= FASTEST or abs(rate - round(rate)) > 0.02 * rate:
         raise DataError(f"{entries[0].path}: has {rate:.3f} frames a second, no whole number; give --fps", "time")
     return round(rate)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import tyro
 
 from data_utils.checks.checker import FileChecker, Report, Request
 from data_utils.checks.contents import Contents
-from data_utils.cli import CommandLineError, bar, parse
+from data_utils.cli import CommandLineError, bar, check_writable, parse
 from data_utils.config import DataConfig
 from data_utils.data_loc import episode_files
 from data_utils.errors import DataError, Fault
@@ -234,13 +233,10 @@ def _measure(options: Options, paths: list[str], contents: Contents):
 
 def _check_folders(options: Options) -> None:
     """Say so before a long check where what it finds cannot be written."""
-    folders = [(options.out, "--out")] if options.out is not None and options.frames and not options.reseal else []
-    folders += [(options.json.parent, "--json")] if options.json is not None else []
-    for folder, flag in folders:
-        there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-            what = "is no folder" if not there.is_dir() else "cannot be written to"
-            raise CommandLineError(f"{flag} is in {there}, which {what}; name another place")
+    if options.out is not None and options.frames and not options.reseal:
+        check_writable(options.out, "--out")
+    if options.json is not None:
+        check_writable(options.json.parent, "--json")
 
 
 @contextlib.contextmanager

@@ -104,6 +104,9 @@ def _camera_text(camera: CameraContents) -> str:
     parts.append("moves" if camera.moves else "fixed")
     if camera.masked:
         parts.append("with masks")
+    if camera.pairing_error is not None:
+        shared = f", {camera.rows_sharing} with the frame of the row before" if camera.rows_sharing else ""
+        parts.append(f"rows within {1000 * camera.pairing_error:.3g} ms of their frames{shared}")
     return "; ".join(parts) + (f"; {camera.video}" if camera.video else "")
 
 

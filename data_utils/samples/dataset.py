@@ -77,7 +77,7 @@ class H5DatasetMapBase(torch.utils.data.Dataset):
             raise ValueError(f"decode_threads is {decode_threads}; it must not be negative")
         self.video_reader = video_reader
         self.decode_threads = decode_threads
-        source = locate(self.name) if paths is None else list(paths)
+        source = self.locations() if paths is None else list(paths)
         if not source:
             raise DataError(f"dataset {self.name} was given no episode files; name at least one", "location")
         self.paths = list_episodes(source, self.config.cameras, train_stage == 0 and self.half_in_stage0)
@@ -88,6 +88,11 @@ class H5DatasetMapBase(torch.utils.data.Dataset):
                 f"dataset {self.name}: none of {count} episode(s) can be used; the first: {first.message}", first.rule
             )
         self._reset_worker_state()
+
+    @classmethod
+    def locations(cls) -> list[Location]:
+        """Where the episodes are. Raises ``DataError`` where that is not known, or none are there."""
+        return locate(cls.name or cls.__name__)
 
     def episode_length(self, index: int) -> int:
         """Frames of episode ``index``."""
@@ -229,7 +234,7 @@ class H5DatasetMapBase(torch.utils.data.Dataset):
         cameras = self.config.cameras
 
         def read(camera: str) -> list[CameraFrame]:
-            return [_camera_frame(episode, camera, frame) for frame in observed]
+            return [episode.camera_frame(camera, frame) for frame in observed]
 
         if self.decode_threads < 2:
             tracks = [read(camera) for camera in cameras]
@@ -294,12 +299,3 @@ def sample_to_dict(sample: Sample) -> dict:
 def _process_videos(pid: int, reader: str) -> VideoCache:
     """The open decoders that all datasets of a process share; ``pid`` gives a forked one its own."""
     return VideoCache(reader)
-
-
-def _camera_frame(episode: Episode, camera: str, index: int) -> CameraFrame:
-    return CameraFrame(
-        rgb=episode.rgb(camera, index),
-        K=episode.K(camera, index),
-        world_from_cam=episode.world_from_cam(camera, index),
-        mask=episode.mask(camera, index),
-    )

@@ -38,6 +38,9 @@ class Source:
     def jobs(self) -> list[Job]:
         return [Job(f"part/{index:02d}_{kind}", (index, kind)) for index, kind in enumerate(self.kinds)]
 
+    def made_from(self, job: Job) -> None:
+        return None
+
     def convert(self, job: Job) -> EpisodeData:
         index, kind = job.key
         if self.log is not None:

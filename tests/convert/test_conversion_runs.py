@@ -69,7 +69,7 @@ def test_every_episode_is_converted_skipped_or_failed_and_the_rest_goes_on(tmp_p
     assert written["state"] == "finished" and written["settings"] == {"image_size": 24}
     assert (written["episodes"], written["converted"], len(written["skipped"]), len(written["failed"])) == (7, 2, 2, 3)
     files = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
-    assert files == [".conversion.lock", "00_good.h5", "05_good.h5", "conversion.json"]
+    assert files == [".conversion.lock", "00_good.h5", "05_good.h5", "conversion.json", "sources.jsonl"]
     with Episode(tmp_path / "part/00_good.h5") as episode:
         assert episode.prompts == ["wave"]
 

@@ -28,7 +28,7 @@ def poses(rng: np.random.Generator, *shape: int) -> np.ndarray:
     out[..., :3, :3] = (
         Rotation.random(int(np.prod(shape)), random_state=rng.integers(2**31)).as_matrix().reshape(*shape, 3, 3)
     )
-    out[..., :3, 3] = rng.normal(size=(*shape, 3))
+    out[..., :3, 3] = 0.05 * rng.normal(size=(*shape, 3))
     return out
 
 

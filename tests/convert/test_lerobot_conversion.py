@@ -60,7 +60,7 @@ def content(count: int = 3, hand_is_image: bool = False) -> list[datasets.Episod
         rng, T = np.random.default_rng(index), 6 + index
         quaternion = rng.normal(size=(T, 4))
         quaternion /= np.linalg.norm(quaternion, axis=1, keepdims=True)
-        state = np.concatenate([rng.normal(size=(T, 3)), quaternion, rng.uniform(0, 1, (T, 1))], axis=1)
+        state = np.concatenate([0.1 * rng.normal(size=(T, 3)), quaternion, rng.uniform(0.1, 0.9, (T, 1))], axis=1)
         columns = {
             "state": state.astype(np.float32),
             "paraphrase": [f"shove it, {index}"] * T,
@@ -225,7 +225,7 @@ def test_damaged_files_are_reported_and_the_rest_is_converted(sources, tmp_path)
         "3": "video",
     }
     assert "episode_000000.parquet" in failures["0"].message
-    assert "no frame near 0.4" in failures["2"].message
+    assert "row 7, at 0.7000 s, is 0.4000 s from the nearest frame" in failures["2"].message
 
 
 def test_episodes_that_the_mapping_leaves_out_are_skipped(tmp_path):

@@ -164,5 +164,5 @@ def test_a_wrong_mapping_is_answered_with_file_and_field(change, complaint, tmp_
     path.write_text(text[:at] + text[at:].replace(change + ", ", "", 1).replace(change + "\n", "rat: 15\n", 1))
     with pytest.raises(MappingError) as error:
         load_mapping(path)
-    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+    assert str(error.value).startswith(f"{path}, line ") and "\n" not in str(error.value)
     assert (complaint or "has unknown field 'rat'") in str(error.value)

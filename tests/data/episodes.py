@@ -63,7 +63,7 @@ def write_episode(
     times = np.arange(frames) * dt
     state, command = poses(times, num_arms), poses(times, num_arms, offset=dt)
     K = np.array([[30.0, 0.0, 16.0], [0.0, 30.0, 12.0], [0.0, 0.0, 1.0]])
-    with EpisodeWriter(path, list(cameras), num_arms, prompts) as writer:
+    with EpisodeWriter(path, list(cameras), num_arms, prompts, overwrite=True) as writer:
         for t in range(frames):
             images = {
                 camera: np.full((*image_hw, 3), (10 * t, 100 * c, 200), np.uint8) for c, camera in enumerate(cameras)

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import resource
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from data_utils.batches.collate import Collator
+from data_utils.batches.loader import kept_open
 from data_utils.config import DataConfig
 from data_utils.datasets import DATASETS, Droid, PickPlaceCan, get_dataset_class
 from data_utils.errors import DataError
@@ -341,13 +343,20 @@ def test_open_files_are_bounded(tmp_path):
     assert list(dataset._open_episodes) == [3, 0]
 
 
+def test_few_processes_keep_more_files_open_as_far_as_the_limit_of_files_goes(monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (20000, 20000))
+    assert [kept_open(1, 0), kept_open(1, 8), kept_open(4, 2)] == [1024, 128, 128]
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (1024, 4096))
+    assert kept_open(1, 0) == 512 and kept_open(2, 0) == 256
+
+
 def test_every_dataset_of_the_table_is_registered_with_its_numbers():
     assert len(DATASETS) == 16
     for name, dataset in DATASETS.items():
         assert dataset.name == name
         values = dataset.config
-        side = 128 if name == "Blocks" else 256
-        assert (values.image_hw, values.num_obs, values.num_history, values.num_future) == ((side, side), 1, 1, 32)
+        side, future = (128, 16) if name == "Blocks" else (256, 32)
+        assert (values.image_hw, values.num_obs, values.num_history, values.num_future) == ((side, side), 1, 1, future)
         assert values.sample_camera_gaps == 4
     assert Droid.config.reference_cameras(0) == Droid.config.cameras and Droid.config.ee_offset_z == 0.15
     assert DATASETS["AgibotWorldAlpha"].config.reference_cameras(1) == ("head_cam", "right_cam")

@@ -376,3 +376,16 @@ def test_the_command_as_a_user_types_it(folder, tmp_path):
     assert (tmp_path / "pictures" / "frames.png").is_file()
     done = run("nowhere")
     assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+def test_how_well_rows_pair_with_the_frames_of_a_video_is_said(tmp_path, capsys):
+    for camera in ("front", "wrist"):
+        write_video(tmp_path / f"{camera}.mp4", 12)
+    write_episode(tmp_path / "a.h5", episode_data())
+    with edited(tmp_path / "a.h5") as file:
+        file["front/video_time"][...] += 0.012
+        file["wrist/video_time"][5] = file["wrist/video_time"][4] + 0.03
+    inspect.main([str(tmp_path / "a.h5"), "--frames", "0", "--workers", "1"])
+    said = {line.split()[1]: line for line in capsys.readouterr().out.splitlines() if line.startswith("  camera ")}
+    assert "rows within 12 ms of their frames" in said["front"] and "row before" not in said["front"]
+    assert "rows within 30 ms of their frames, 1 with the frame of the row before" in said["wrist"]

@@ -245,10 +245,10 @@ def test_what_is_allowed_but_hardly_meant_is_a_warning(path):
         file["ee_pose"][:, 0, 0, 3] *= 1000
         file["gripper"][...] = 0.0
         file["timestamp"][6:] += 100.0
-        file["front/K"][0, 2] = 640.0
+        file["front/K"][0, 2] = 30.0
         file.attrs["prompt_text"] = "pick_up_the_cube"
     found = warnings(path)
     assert set(found) == {"pose", "gripper", "time", "intrinsics", "prompt"}
     assert "millimetres" in find_warnings(path, VideoCache("pyav"))[1].message
     assert "0 in every frame" in found["gripper"] and "100.5 s after frame 5" in found["time"]
-    assert "(640, 12) is outside the image of 32 x 24" in found["intrinsics"]
+    assert "(30, 12) is far from the middle of the image of 32 x 24" in found["intrinsics"]
