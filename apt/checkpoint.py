@@ -2,8 +2,9 @@
 
 Layout (released runs): ``weights``, ``vlm_weights``, ``current_iters``, ``last_ep``, ``best_score``, ``latest_score``,
 ``lr``, ``ema``; DDP adds ``optimizer``, ``scheduler``, ``scaler``. This project adds ``arch`` and ``train_stage``, what
-kind of expert it is; ``epoch_samples``, how far into the epoch the run was; and ``epoch_length``, by which a resumed
-run notices that its data have changed. The run's configuration lies beside them as ``YYYYmmddHHMM.json``; the newest by
+kind of expert it is; ``vlm_tensors``, how many ``vlm_weights`` there are, and ``vlm_fingerprint``, of the published
+weights below them; ``epoch_samples``, how far into the epoch the run was; and ``epoch_length``, by which a resumed run
+notices that its data have changed. The run's configuration lies beside them as ``YYYYmmddHHMM.json``; the newest by
 name counts.
 
 Wherever a ``.pt`` is read, an exported folder (``apt/hub_folder.py``) may be given instead:
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import pickle
 import re
@@ -26,11 +28,15 @@ from pathlib import Path
 import torch
 
 from apt.hub_folder import FolderError, is_exported, read_folder, read_folder_config, write_folder
+from data_utils.cli import check_writable
 from data_utils.files import write_text
+from train_utils.places import CKPT_DIR, LATEST, named_checkpoint
 from train_utils.saving import save_checkpoint
 
-LATEST = "ckpt_latest.pt"
+logger = logging.getLogger(__name__)
+
 BEST = "ckpt_best.pt"
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # torch.compile, FSDP, checkpointing
 _CONFIG_NAME = re.compile(r"\d{12}\.json")
 
 
@@ -44,14 +50,17 @@ def load_checkpoint(path: str | Path) -> dict:
     Raises:
         CheckpointError: no such file, not a checkpoint, or one that holds more than data.
     """
-    path = Path(path)
+    path = named_checkpoint(path)
     if is_exported(path):
         try:
-            return read_folder(path)
+            return _whole(_plainly_named(read_folder(path), path), path)
         except FolderError as error:
             raise CheckpointError(str(error)) from error
     if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}; check the path, or train one first (scripts/train.sh)")
+        raise CheckpointError(
+            f"no checkpoint at {path}, nor a run of that name under {CKPT_DIR}; check it, or train one first "
+            "(scripts/train.sh)"
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
@@ -66,6 +75,41 @@ def load_checkpoint(path: str | Path) -> dict:
         raise CheckpointError(f"{path} is not an APT checkpoint: it has no tensors 'weights'; use a ckpt_*.pt of a run")
     if not _is_tensors(content.get("vlm_weights") or {}):
         raise CheckpointError(f"{path}: its 'vlm_weights' are not tensors by name; use a ckpt_*.pt of a run")
+    return _whole(_plainly_named(content, path), path)
+
+
+def _plainly_named(content: dict, path: Path) -> dict:
+    """With tensors under their own names, where a wrapper around the model had put its own before or between."""
+    plain, wrappers = dict(content), set()
+    for part in ("weights", "vlm_weights"):
+        named = {}
+        for name, tensor in (content.get(part) or {}).items():
+            own, found = _unwrapped(name)
+            if own in named:
+                raise CheckpointError(f"{path} holds {own} twice, under several names; use another file")
+            named[own] = tensor
+            wrappers.update(found)
+        if part in content:
+            plain[part] = named
+    if wrappers:
+        logger.warning("%s: left out of the names of its tensors: %s", path, ", ".join(sorted(wrappers)))
+    return plain
+
+
+def _unwrapped(name: str) -> tuple[str, list[str]]:
+    parts = name.split(".")
+    found = [part for index, part in enumerate(parts) if part in _WRAPPERS or (part == "module" and index == 0)]
+    while parts and parts[0] == "module":
+        parts.pop(0)
+    return ".".join(part for part in parts if part not in _WRAPPERS), found
+
+
+def _whole(content: dict, path: Path) -> dict:
+    saved, there = content.get("vlm_tensors"), len(content.get("vlm_weights") or {})
+    if saved is not None and saved != there:
+        raise CheckpointError(
+            f"{path} holds {there} tensors of its VLM and was saved with {saved}: it is not whole, use another file"
+        )
     return content
 
 
@@ -104,6 +148,7 @@ def read_config(path: Path) -> dict:
     Raises:
         CheckpointError: there is none, or it cannot be read.
     """
+    path = named_checkpoint(path)
     if is_exported(path):
         try:
             return read_folder_config(path)
@@ -136,6 +181,7 @@ def main(argv: list[str] | None = None) -> int:
     imported.add_argument("ckpt", type=Path)
     args = parser.parse_args(argv)
     try:
+        check_writable((args.folder if args.command == "export" else args.ckpt).parent, args.command)
         if args.command == "export":
             write_folder(load_checkpoint(args.ckpt), read_config(args.ckpt), args.folder)
             print(f"exported {args.ckpt} to {args.folder}: {', '.join(sorted(os.listdir(args.folder)))}")

@@ -1,11 +1,13 @@
-"""What a training run is: ``TrainConfig``, the registry of presets ``CONFIGS``, and the command line over them."""
+"""What a training run is: ``TrainConfig``, and how a run's own file gives it back."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from apt.model.config import VLAConfig
 from data_utils.batches.options import LoaderOptions
@@ -14,9 +16,7 @@ from data_utils.config import DataConfig
 from data_utils.datasets import get_dataset_class
 from data_utils.video import READERS
 from train_utils.errors import ConfigError
-
-LIBERO_SUITES = ("LiberoSpatial", "LiberoObject", "LiberoGoal", "Libero10")
-INTERN_A1 = ("InternA1Franka", "InternA1Lift2", "InternA1Genie1", "InternA1SplitAloha")
+from train_utils.places import CKPT_DIR, LOG_DIR
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class TrainConfig:
     """What actions are divided by for the expert, so that noise of deviation 1 is of their size: 3 numbers (translation
     in metres, rotation, gripper) or 10 (each number of an action); None: 1, as in released models."""
     vlm: str = "Qwen/Qwen3-VL-2B-Instruct"
-    """Vision-language model: Hugging Face name, local folder, or "tiny" (built in, random weights)."""
+    """Vision-language model: Hugging Face name, local folder, "tiny" (built in, random weights) or "blocks" (small,
+    trained on the world of examples/blocks)."""
     vlm_layer_stride: int = 3
     """Features are the VLM's streams after decoder layers 0, s, 2s, ...; their number must be even."""
     vlm_finetune_mode: str = "frozen"
@@ -70,7 +71,7 @@ class TrainConfig:
 
     # -- data
     dataset_classes: tuple[str, ...] = ("PickPlaceCan",)
-    """Names of the datasets (data_utils/datasets.py)."""
+    """Datasets: names (data_utils/datasets.py), package.module:Class, or paths of YAML files (docs/data.md)."""
     dataset_weights: tuple[float, ...] | None = None
     """Share of each dataset whatever its size; None: every episode alike."""
     sample_multiplex: int = 1
@@ -129,6 +130,8 @@ class TrainConfig:
     wd: float = 1e-2
     num_warmup: int = 10000
     """Steps of linear warm-up; the learning rate is constant afterwards."""
+    num_decay: int = 0
+    """Last steps of max_iterations, over which the learning rate falls linearly to nothing; 0: it stays constant."""
     gradient_accumulation_steps: int = 1
     ema_enabled: bool = False
     ema_start: int = 400000
@@ -158,8 +161,8 @@ class TrainConfig:
     save_latest_interval: int = 1000
     vis_interval: int = 5000
     """Steps between trajectory and gate pictures in TensorBoard; 0: none."""
-    log_dir: str = "./logs/APT"
-    ckpt_dir: str = "./checkpoints/APT"
+    log_dir: str = LOG_DIR
+    ckpt_dir: str = CKPT_DIR
     device: str = "auto"
     """auto (CUDA when there is one), cpu or cuda."""
 
@@ -173,8 +176,8 @@ class TrainConfig:
                       "save_interval", "save_latest_interval", "prefetch_factor", "noise_samples_per_obs",
                       "image_text_bs", "eval_samples"):  # fmt: skip
             require(getattr(self, field) >= 1, f"{field} is {getattr(self, field)}; it must be at least 1")
-        for field in ("workers", "num_warmup", "ema_start", "vis_interval", "dataloader_timeout", "decode_threads",
-                      "eval_every"):  # fmt: skip
+        for field in ("workers", "num_warmup", "num_decay", "ema_start", "vis_interval", "dataloader_timeout",
+                      "decode_threads", "eval_every"):  # fmt: skip
             require(getattr(self, field) >= 0, f"{field} is {getattr(self, field)}; it must not be negative")
         require(0 <= self.camera_view_dropout <= 1, f"camera_view_dropout is {self.camera_view_dropout}; wanted 0 to 1")
         require(0 <= self.eval_split < 1, f"eval_split is {self.eval_split}; wanted 0 (none) to below 1")
@@ -219,7 +222,7 @@ class TrainConfig:
         try:
             self.vla_config()
             for name in self.dataset_classes:
-                get_dataset_class(name)
+                self._rules(name)
         except ValueError as error:
             raise ConfigError(str(error)) from error
         require(
@@ -261,7 +264,7 @@ class TrainConfig:
 
     def vla_config(self) -> VLAConfig:
         """The policy to build, with history and future lengths of the datasets."""
-        data = get_dataset_class(self.dataset_classes[0]).config
+        data = self._rules(self.dataset_classes[0])
         return VLAConfig(
             model=self.model,
             arch=self.arch,
@@ -286,7 +289,11 @@ class TrainConfig:
         changes: dict = {} if self.image_size is None else {"image_hw": (self.image_size, self.image_size)}
         if not self.augment:
             changes |= {name: False for name in ("aug_crop", "aug_color", "aug_blur", "aug_background")}
-        return [dataclasses.replace(get_dataset_class(name).config, **changes) for name in self.dataset_classes]
+        return [dataclasses.replace(self._rules(name), **changes) for name in self.dataset_classes]
+
+    def _rules(self, name: str) -> DataConfig:
+        """Sampling rules of a dataset, by its class. Raises ``ValueError`` for one that is not known."""
+        return get_dataset_class(name).config
 
     def loader_options(self) -> LoaderOptions:
         """How batches of this run are put together."""
@@ -304,8 +311,40 @@ class TrainConfig:
         )
 
     def to_dict(self) -> dict:
-        """JSON-able."""
-        return dataclasses.asdict(self)
+        """JSON-able. Beside the fields, ``data``: the sampling rules of each dataset, so that a policy does not depend
+        on what becomes of their classes."""
+        rules = {name: data.to_dict() for name, data in zip(self.dataset_classes, self.data_configs(), strict=True)}
+        return {**{name: value for name, value in dataclasses.asdict(self).items() if name != "data"}, "data": rules}
+
+
+@dataclass(frozen=True)
+class TrainedConfig(TrainConfig):
+    """A run's configuration as its checkpoint has it, which goes by the sampling rules of that time."""
+
+    data: Mapping[str, DataConfig] = dataclasses.field(default_factory=dict)
+    """By dataset."""
+
+    def _rules(self, name: str) -> DataConfig:
+        return self.data[name] if name in self.data else super()._rules(name)
+
+    def changed_rules(self) -> list[str]:
+        """How today's classes of the same names differ, as ``Blocks: sample_dt 0.1, today 0.5``."""
+        found = []
+        for name, before in self.data.items():
+            with contextlib.suppress(ValueError):  # a class that is not there differs in nothing
+                now = get_dataset_class(name).config
+                changed = changed_rules(before, now)
+                found += [f"{name}: {field} {old}, today {new}" for field, (old, new) in changed.items()]
+        return found
+
+
+def changed_rules(before: DataConfig, now: DataConfig) -> dict[str, tuple[Any, Any]]:
+    """Fields of sampling rules that differ: values before and now. Of image size and augmentation, a run's own
+    configuration decides."""
+    names = [field.name for field in dataclasses.fields(DataConfig)]
+    pairs = {name: (getattr(before, name), getattr(now, name)) for name in names}
+    own = {name for name in names if name.startswith("aug_")} | {"image_hw"}
+    return {name: pair for name, pair in pairs.items() if name not in own and pair[0] != pair[1]}
 
 
 def train_config_from_dict(values: dict) -> tuple[TrainConfig, list[str]]:
@@ -314,106 +353,16 @@ def train_config_from_dict(values: dict) -> tuple[TrainConfig, list[str]]:
     Fields that are missing take defaults. Raises :class:`ConfigError`.
     """
     known = {field.name for field in dataclasses.fields(TrainConfig)}
-    unknown = sorted(set(values) - known)
+    unknown = sorted(set(values) - known - {"data"})
     kept = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items() if name in known}
     for field in dataclasses.fields(TrainConfig):
         wanted = (int, float) if isinstance(field.default, float) else type(field.default)
         if field.name in kept and field.default is not None and not isinstance(kept[field.name], wanted):
             raise ConfigError(f"{field.name} is {kept[field.name]!r} in the run's JSON; wanted {field.type}")
-    return TrainConfig(**kept), unknown
-
-
-UNIT_SCALE = (0.1, 0.3, 1.0)
-"""Of ``action_scale``: makes the motions of a chunk about as large as noise."""
-
-# What learns best, where TrainConfig's own defaults are the released models': of all presets.
-_OWN = {"prediction": "sample", "action_scale": UNIT_SCALE, "action_step_embedding": True}
-
-
-def _finetune(**changes) -> TrainConfig:
-    return TrainConfig(**_OWN, **{"num_warmup": 2000, **changes})
-
-
-CONFIGS: dict[str, TrainConfig] = {
-    "debug": TrainConfig(
-        model="tiny",
-        vlm="tiny",
-        vlm_layer_stride=1,
-        image_size=128,
-        bs=4,
-        workers=0,
-        fp16=False,
-        num_warmup=10,
-        max_iterations=20,
-        log_interval=1,
-        save_interval=10,
-        save_latest_interval=5,
-        vis_interval=10,
-        **_OWN,
-    ),
-    # Sized for minutes on two CPU cores: small images, several noise draws per observation, averaged weights.
-    "quickstart": TrainConfig(
-        model="tiny",
-        vlm="tiny",
-        vlm_layer_stride=1,
-        sample_multiplex=1000,
-        image_size=96,
-        augment=False,
-        bs=8,
-        noise_samples_per_obs=4,
-        workers=1,
-        fp16=False,
-        max_lr=1e-3,
-        num_warmup=50,
-        ema_enabled=True,
-        ema_start=0,
-        ema_decay=0.995,
-        max_iterations=1500,
-        log_interval=20,
-        save_latest_interval=250,
-        vis_interval=500,
-        **_OWN,
-    ),
-    "pretrain": TrainConfig(
-        dataset_classes=("Droid", "AgibotWorldAlpha", *INTERN_A1, "InternM1Franka"),
-        dataset_weights=(10.0, 10.0, 2.0, 2.0, 2.0, 2.0, 2.0),
-        **_OWN,
-    ),
-    "finetune_pp": _finetune(dataset_classes=("PickPlaceCan",), sample_multiplex=1000),
-    # As finetune_pp, for the cells of an ablation; vlm_lr counts where the VLM trains.
-    "ablate": _finetune(dataset_classes=("PickPlaceCan",), sample_multiplex=1000, max_iterations=20000, vlm_lr=1e-5),
-    "finetune_libero": _finetune(dataset_classes=LIBERO_SUITES, sample_multiplex=1000, max_iterations=70000),
-    "finetune_aloha_pp": _finetune(dataset_classes=("AlohaPickPlace",), sample_multiplex=1000),
-    "finetune_aloha_pp_storage": _finetune(
-        dataset_classes=("AlohaPickPlace", "AlohaTableStorage"), sample_multiplex=1000
-    ),
-    "finetune_aloha_pp_clutter": _finetune(dataset_classes=("AlohaPickPlaceClutter",), sample_multiplex=1000),
-}
-# For the cells of an ablation: python -m apt.ablate --config ablate_cpu.
-CONFIGS["ablate_cpu"] = dataclasses.replace(
-    CONFIGS["quickstart"],
-    noise_samples_per_obs=2,
-    workers=0,
-    num_warmup=20,
-    ema_decay=0.98,
-    max_iterations=300,
-    save_latest_interval=60,
-    eval_every=30,
-    eval_samples=64,
-    vis_interval=0,
-)
-CONFIGS.update(
-    {
-        f"finetune_libero_{suite.removeprefix('Libero').lower()}": dataclasses.replace(
-            CONFIGS["finetune_libero"], dataset_classes=(suite,)
-        )
-        for suite in LIBERO_SUITES
-    }
-)
-
-
-def get_config(name: str) -> TrainConfig:
-    """A preset by name. Raises :class:`ConfigError`."""
-    if name not in CONFIGS:
-        raise ConfigError(f"unknown config {name!r}; choose from {', '.join(sorted(CONFIGS))}")
-    return CONFIGS[name]
+    if "data" not in values:
+        return TrainConfig(**kept), unknown
+    try:
+        data = {name: DataConfig.from_dict(rules) for name, rules in values["data"].items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(f"data in the run's JSON is of no use: {error}") from error
+    return TrainedConfig(**kept, data=data), unknown

@@ -14,13 +14,11 @@ from apt.configs import TrainConfig
 from apt.model.encoders.hub import VLMLoadError
 from apt.model.pretrained import CheckpointMismatch
 from apt.training.cli import CommandLineError, parse_train_config
-from apt.training.plan import describe_plan
 from apt.training.resume_command import continue_stage
 from apt.training.run_dir import check_run_dir
-from apt.training.trainer import Trainer
+from apt.training.shared_memory import check_shared_memory
 from data_utils.errors import DataError
 from train_utils.backend import Backend, DDPBackend
-from train_utils.deepspeed_backend import DeepSpeedBackend
 from train_utils.errors import ConfigError
 from train_utils.failures import MISTAKE, RESUME_VARIABLE, fail, stop_with_parent
 
@@ -30,7 +28,11 @@ USER_ERRORS = (CommandLineError, ConfigError, CheckpointError, CheckpointMismatc
 
 def select_backend(config: TrainConfig) -> Backend:
     """Raises ``ConfigError`` or ``ValueError`` where it cannot run here."""
-    return DeepSpeedBackend(config) if config.backend == "deepspeed" else DDPBackend(config.device)
+    if config.backend != "deepspeed":
+        return DDPBackend(config.device)
+    from train_utils.deepspeed_backend import DeepSpeedBackend
+
+    return DeepSpeedBackend(config)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,8 +40,13 @@ def main(argv: list[str] | None = None) -> int:
     stop_with_parent()
     try:
         config = parse_train_config([argument for argument in argv if argument != "--dry-run"])
+        # The model's libraries take seconds to import; help and mistakes need not wait for them.
+        from apt.training.plan import describe_plan
+        from apt.training.trainer import Trainer
+
         if "--dry-run" in argv:
             check_run_dir(config)
+            check_shared_memory(config)
             print(describe_plan(config, int(os.environ.get("WORLD_SIZE", 1))))
             return 0
         backend = select_backend(config)

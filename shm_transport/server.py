@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-import signal
 import threading
 import time
 import traceback
@@ -26,6 +25,7 @@ from Pyro4 import core, errors, message, socketutil
 
 from . import wire
 from .channel import Channel, answer_probe
+from .end_wish import EndWish
 from .errors import MalformedMessage, TransportError, Unsendable, describe_exception
 from .marks import exposed_methods
 from .names import DEFAULT_PORT, Location, NameServer
@@ -35,6 +35,8 @@ log = logging.getLogger("shm_transport")
 
 HANDSHAKE_TIMEOUT_S = 5.0
 WATCH_EVERY_S = 1.0
+#: how soon a signal is noticed
+LOOK_EVERY_S = 0.1
 REGISTER_EVERY_S = 3.0
 #: calls that run when the server ends may still reply within so many seconds
 GRACE_S = 2.0
@@ -230,20 +232,20 @@ class ShmServer:
         threading.Thread(target=self._daemon.requestLoop, name="shm_transport-accept", daemon=True).start()
         self._watcher.start()
 
-    def serve_forever(self) -> None:
-        """Serve until ``shutdown`` is called or, in the main thread, SIGTERM or SIGINT arrives; then clean up."""
-        handlers = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                handlers[number] = signal.signal(number, lambda *_: self._stop.set())
+    def serve_forever(self, wish: EndWish | None = None) -> None:
+        """Serve until ``shutdown`` is called or, in the main thread, SIGTERM or SIGINT arrives; then clean up.
+
+        Args:
+            wish: the context that catches these signals, where the caller has one already."""
+        if wish is None:
+            with EndWish() as own:
+                return self.serve_forever(own)
         self.start()
         try:
-            while not self._stop.wait(3600.0):
+            while not wish.wished and not self._stop.wait(LOOK_EVERY_S):
                 pass
         finally:
             self.shutdown()
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
 
     def shutdown(self) -> None:
         """Stop serving: remove the name, let running calls reply, close every session. Safe to call twice."""

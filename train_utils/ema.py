@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
@@ -55,6 +57,11 @@ def saved_shadow(state: object) -> list[torch.Tensor]:
     return shadow
 
 
+def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether no tensor holds a NaN or an infinite number."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
+
 def check_shadow(shadow: list[torch.Tensor], parameters: list[torch.Tensor]) -> None:
     """Raise ``ValueError`` unless each shadow has its parameter's shape."""
     ours, theirs = [tuple(p.shape) for p in parameters], [tuple(s.shape) for s in shadow]
@@ -85,5 +92,7 @@ def apply_shadow(module: nn.Module, state: dict) -> None:
     parameters = [p for p in module.parameters() if p.requires_grad]
     shadow = saved_shadow(state)
     check_shadow(shadow, parameters)
+    if not all_finite(shadow):
+        raise ValueError("the EMA holds numbers that are not finite: its training had diverged; use an earlier file")
     for parameter, saved in zip(parameters, shadow, strict=True):
         parameter.copy_(saved)

@@ -35,9 +35,14 @@ def build_optimizer(
     return torch.optim.AdamW(used, lr=max_lr, fused=True)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, num_warmup: int) -> None:
-    """Linear warm-up, then constant. ``step`` counts from 0."""
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, step: int, num_warmup: int, num_decay: int = 0, last_step: int = 0
+) -> None:
+    """Linear warm-up, constant, and over the ``num_decay`` steps that end with ``last_step`` linear to a last step of
+    ``1 / num_decay``. Steps count from 0."""
     factor = min(1.0, (step + 1) / num_warmup) if num_warmup else 1.0
+    if num_decay:
+        factor *= min(1.0, (last_step + 1 - step) / num_decay)
     for group in optimizer.param_groups:
         group["lr"] = group["max_lr"] * factor
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -11,9 +12,13 @@ import numpy as np
 from apt.infer.frames import RobotFrame, check_follows, parse_frame
 from data_utils.config import DataConfig
 from data_utils.geometry.camera import CameraFrame
+from data_utils.geometry.motion import FAR
+from data_utils.geometry.pinhole import off_centre
 from data_utils.geometry.resample import nearest_index
 from data_utils.samples.observation import StateTrack, history_times, make_sample, observed_times
 from data_utils.types import Sample
+
+logger = logging.getLogger(__name__)
 
 _MOST_FRAMES = 512
 
@@ -24,6 +29,7 @@ class FrameWindow:
     def __init__(self, config: DataConfig) -> None:
         self.config = config
         self._frames: deque[RobotFrame] = deque(maxlen=_MOST_FRAMES)
+        self._looked_at: set[str] = set()  # cameras, and ee_pose where it was remarked on
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -47,6 +53,22 @@ class FrameWindow:
                 check_follows(taken[-1], taken[-2] if len(taken) > 1 else self._frames[-1])
         self._frames.extend(taken)
         self._drop_old()
+        self._remark(taken)
+
+    def _remark(self, frames: Sequence[RobotFrame]) -> None:
+        """Log, once for each camera and for the hands, what is unusual about them."""
+        for frame in frames:
+            reach = float(np.abs(frame.world_from_ee[:, :3, 3]).max())
+            if reach > FAR and "ee_pose" not in self._looked_at:
+                self._looked_at.add("ee_pose")
+                logger.warning("ee_pose reaches %.0f m from the world's origin; is it in millimetres?", reach)
+            for name, camera in frame.cameras.items():
+                if name in self._looked_at:
+                    continue
+                self._looked_at.add(name)
+                remark = off_centre(camera.K, camera.rgb.shape[:2])
+                if remark is not None:
+                    logger.warning("camera %s: %s; does K belong to images of this size?", name, remark)
 
     def _drop_old(self) -> None:
         step = self.time_step

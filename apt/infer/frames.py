@@ -10,6 +10,7 @@ import numpy as np
 
 from data_utils.config import DataConfig
 from data_utils.geometry.camera import CameraFrame
+from data_utils.geometry.pinhole import intrinsics_fault
 from data_utils.h5io import Episode
 
 ENCODINGS = ("rgb", "bgr", "compress")
@@ -118,11 +119,6 @@ def parse_camera(name: str, value: Any) -> CameraFrame:
     K = _array(intrinsics, "K", where + "camera.")
     if K.shape != (3, 3):
         raise ValueError(f"{where}camera.K has shape {K.shape}; wanted (3, 3)")
-    if not (K[0, 0] > 0 and K[1, 1] > 0):
-        raise ValueError(
-            f"{where}camera.K has focal lengths {K[0, 0]:g} and {K[1, 1]:g}; wanted [[fx, 0, cx], [0, fy, cy], "
-            "[0, 0, 1]] in pixels of the image that is sent, fx and fy above 0"
-        )
     pose = _array(data, "wcT", where + "data.")
     if pose.shape != (4, 4):
         raise ValueError(f"{where}data.wcT has shape {pose.shape}; wanted (4, 4)")
@@ -133,6 +129,11 @@ def parse_camera(name: str, value: Any) -> CameraFrame:
         raise ValueError(
             f"{where}data.color is {height}x{width}, but {where}camera says "
             f"{intrinsics.get('height')}x{intrinsics.get('width')}, which K belongs to"
+        )
+    fault = intrinsics_fault(K[None], (height, width))
+    if fault is not None:
+        raise ValueError(
+            f"{where}camera.K {fault[1]} ([[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels of the image that is sent)"
         )
     mask = data.get("seg")
     if mask is not None:
@@ -151,7 +152,7 @@ def _color(name: str, value: Any, encoding: str) -> np.ndarray:
     if encoding == "compress":
         if not isinstance(value, (bytes, bytearray, np.ndarray)) or len(value) == 0:
             raise ValueError(f"{name} is a {type(value).__name__}; wanted the bytes of a JPEG image")
-        decoded = cv2.imdecode(np.frombuffer(value, np.uint8), cv2.IMREAD_COLOR)
+        decoded = cv2.imdecode(np.frombuffer(value, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         if decoded is None:
             raise ValueError(f"{name} does not decode as a JPEG image")
         return cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
@@ -177,10 +178,11 @@ def frame_from_episode(episode: Episode, index: int, config: DataConfig) -> dict
         "timestamp": float(episode.times(config.record_dt)[index]),
     }
     for camera in config.cameras:
-        rgb = episode.rgb(camera, index)
+        shown = episode.camera_frame(camera, index)
+        height, width = shown.rgb.shape[:2]
         frame[camera] = {
             "model": "pinhole",
-            "camera": {"width": rgb.shape[1], "height": rgb.shape[0], "K": episode.K(camera, index)},
-            "data": {"color": rgb, "wcT": episode.world_from_cam(camera, index), "seg": episode.mask(camera, index)},
+            "camera": {"width": width, "height": height, "K": shown.K},
+            "data": {"color": shown.rgb, "wcT": shown.world_from_cam, "seg": shown.mask},
         }
     return frame

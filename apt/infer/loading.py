@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from apt.checkpoint import CheckpointError, load_checkpoint, read_config
-from apt.configs import TrainConfig, train_config_from_dict
-from apt.model.pretrained import Origin
+from apt.configs import TrainConfig, TrainedConfig, train_config_from_dict
 from apt.model.vla import VLA
 from train_utils.ema import apply_shadow, released_average
 
@@ -29,18 +28,26 @@ def load_policy(
     path, device = Path(ckpt_path), torch.device(device)
     content = load_checkpoint(path)
     config, unknown = train_config_from_dict(read_config(path))
+    if not isinstance(config, TrainedConfig):
+        logger.warning(
+            "%s does not say how its data were sampled, as earlier versions did not: today's class of %s is taken",
+            path,
+            ", ".join(config.dataset_classes),
+        )
+    elif changed := config.changed_rules():
+        logger.warning("%s goes by the sampling rules that it was trained with (%s)", path, "; ".join(changed))
     if unknown:
         logger.warning("%s: ignored in its configuration, unknown to this version: %s", path, ", ".join(unknown))
     half = config.fp16 and device.type == "cuda"
     dtype = torch.bfloat16 if half else torch.float32
     model = VLA(config.vla_config(), frozen_dtype=dtype, random_vlm=config.random_vlm)
-    origin = Origin.of(content)
-    model.load_weights(content["weights"], content.get("vlm_weights"), origin)
+    model.load(content)
     if use_ema:
         if not content.get("ema"):
             raise CheckpointError(f"{path} holds no EMA; train with --ema_enabled True, or load without use_ema")
         if average := released_average(content):
-            model.load_weights(*average, origin)
+            weights, vlm_weights = average
+            model.load({**content, "weights": weights, "vlm_weights": vlm_weights})
         else:
             apply_shadow(model, content["ema"])
     return model.to(device).eval().requires_grad_(False), config

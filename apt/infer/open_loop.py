@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -17,17 +18,20 @@ import torch
 
 from apt.checkpoint import CheckpointError
 from apt.infer.frames import frame_from_episode
-from apt.infer.planner import TrajPlanner
 from apt.model.action_transform import action_to_state, state_errors, state_to_action
 from apt.model.pretrained import CheckpointMismatch
+from data_utils.cli import check_writable
 from data_utils.config import DataConfig
 from data_utils.data_loc import find_episodes
-from data_utils.datasets import get_dataset_class
+from data_utils.datasets import dataset_class_or_plain
 from data_utils.drawing.paths import PREDICTED, RECORDED
 from data_utils.errors import DataError
 from data_utils.files import write_json
 from data_utils.samples.dataset import H5DatasetMapBase
 from infer_utils.draw_traj import draw_on_cameras
+
+if TYPE_CHECKING:
+    from apt.infer.planner import TrajPlanner
 
 
 def mean_motion(dataset: H5DatasetMapBase, every: int = 4) -> torch.Tensor:
@@ -135,11 +139,15 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.every < 1:
             raise ValueError(f"--every is {args.every}; wanted the frames between two queries, 1 or more")
+        if args.out is not None:
+            check_writable(args.out, "--out")
+        from apt.infer.planner import TrajPlanner  # seconds of imports, which --help need not wait for
+
         planner = TrajPlanner(
             args.ckpt, args.device, ensemble=0, use_ema=args.ema, steps=args.steps, sampler=args.sampler
         )
         config: DataConfig = planner.get_config()
-        dataset_class = get_dataset_class(planner.train_config.dataset_classes[0])
+        dataset_class = dataset_class_or_plain(planner.train_config.dataset_classes[0])
         recorded = dataset_class(
             find_episodes(args.episodes, "record or convert some first"), config=config, train=False
         )

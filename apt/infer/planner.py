@@ -21,6 +21,7 @@ from apt.infer.realtime_chunking import Chunk, RealTimeChunking
 from apt.infer.settings import PlannerSettings, data_config, planner_settings
 from apt.infer.warming import warm_up
 from data_utils.config import DataConfig
+from data_utils.prompts import check_prompt
 from data_utils.samples.observation import robot_from_policy_ee
 from infer_utils.draw_traj import draw_plan
 from infer_utils.trajectory_ensembler import TrajectoryEnsembler
@@ -359,9 +360,7 @@ def _check_prompt(prompt: Any) -> None:
 
 
 def _check_text(prompt: Any) -> None:
-    if not isinstance(prompt, str):
-        raise ValueError(
-            f"the prompt is {prompt!r:.80}, a {type(prompt).__name__}; wanted a text, such as 'open the door'"
-        )
-    if not prompt.strip():
-        raise ValueError(f"the prompt is empty ({prompt!r:.80}); wanted a text, such as 'open the door'")
+    try:
+        check_prompt(prompt)
+    except ValueError as error:
+        raise ValueError(f"the prompt {error}") from error

@@ -17,14 +17,12 @@ from apt.infer.loading import load_policy, merge_adapters
 from apt.infer.stages import GraphedStages, Stages, check_compile_mode
 from apt.infer.turns import FairLock
 from apt.model.action_transform import ACTION_DIM
+from apt.model.compilation import pad_multiple
 from apt.model.encoders.prompts import PromptTokenizer
 from apt.model.experts.context import SamplingRun
 from apt.model.objectives.base import Guide, Schedule
 from apt.model.vla import VLA
 from data_utils.types import Observation
-
-PROMPT_BUCKET = 32
-"""Compiled policies pad prompts to a multiple of this many tokens, so that a new one finds its shape compiled."""
 
 
 def pick_device(device: str | torch.device | None = None) -> torch.device:
@@ -96,7 +94,7 @@ class Policy:
     @property
     def pad_multiple(self) -> int:
         """The prompt length is rounded up to a multiple of this."""
-        return 1 if self.compile == "none" else PROMPT_BUCKET
+        return pad_multiple(compiled=self.compile != "none")
 
     def prompt_tokenizer(self, image_hw: tuple[int, int]) -> PromptTokenizer:
         """For images of this size; it remembers the prompts of all sessions. Raises ``ValueError`` for a bad size."""

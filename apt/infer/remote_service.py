@@ -10,10 +10,10 @@ in which they were asked. docs/inference.md shows both sides.
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import hashlib
 import os
-import signal
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -23,16 +23,18 @@ from pathlib import Path
 from apt.infer.service_status import status_line, status_report
 from data_utils.cli import CommandLineError, parse
 from shm_transport import TransportError, get_shm_proxy
+from shm_transport.end_wish import EndWish
 from shm_transport.names import NameServer
 from shm_transport.server import ShmServer, is_alive
+from train_utils.places import named_checkpoint
 
-_FINISH_S = 10.0  # that a query in flight has when the service is told to stop
+_FINISH_S = 7.0  # that a query in flight has when the service is told to stop
 
 
 @dataclass(frozen=True)
 class ServiceConfig:
     ckpt: Path | None = None
-    """A run's ckpt_*.pt, its configuration beside it, or an exported folder."""
+    """A run's ckpt_*.pt, its configuration beside it, an exported folder, or a run's name."""
     uri: str = "apt_control"
     """Name under which clients find the service."""
     host: str = "localhost"
@@ -64,7 +66,6 @@ class ServiceConfig:
 
 def main(argv: list[str] | None = None) -> int:
     """Serve until SIGTERM or SIGINT. 0: ended as told to; 2: an error, said in one line."""
-    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         config = parse(
             ServiceConfig,
@@ -72,12 +73,13 @@ def main(argv: list[str] | None = None) -> int:
             prog="python -m apt.infer.remote_service",
             description=__doc__,
         )
-        return show_status(config) if config.status else serve(config)
+        if config.status:
+            return show_status(config)
+        with EndWish() as wish:
+            return serve(config, wish)
     except (CommandLineError, TransportError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    finally:
-        signal.signal(signal.SIGTERM, on_sigterm)  # loading and serving have handlers of their own
 
 
 def show_status(config: ServiceConfig) -> int:
@@ -87,18 +89,22 @@ def show_status(config: ServiceConfig) -> int:
     return 0
 
 
-def serve(config: ServiceConfig) -> int:
-    """Load, warm up, register, serve.
+def serve(config: ServiceConfig, wish: EndWish) -> int:
+    """Load, warm up, register, serve until ``wish`` is.
 
     Raises:
         CommandLineError, TransportError, OSError: what is wrong with the arguments, the name server or the port, before
             the model is loaded.
         CheckpointError, CheckpointMismatch: a checkpoint that is of no use.
     """
+    if config.ckpt is not None:
+        config = dataclasses.replace(config, ckpt=named_checkpoint(config.ckpt))
     _check_arguments(config)
     _check_name(config)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until the server has handlers of its own
     try:
+        wish.interrupting = True
+        if wish.wished:
+            raise KeyboardInterrupt
         # torch and the model's libraries take seconds to import; complaints and --status need not wait for them.
         from apt.checkpoint import read_config
         from apt.configs import train_config_from_dict
@@ -135,6 +141,9 @@ def serve(config: ServiceConfig) -> int:
             name = f"{config.ckpt.resolve().parent.name}/{config.ckpt.name}"
             checkpoint = Checkpoint(name, digest.result(), config.ema)
         service = PolicyService(planner, checkpoint, config.uri, server.clients)
+        wish.interrupting = False  # the name must be removed again: the server does that at its end
+        if wish.wished:
+            raise KeyboardInterrupt  # the first was lost in a library's callback
         server.register(config.uri, config.ns_host, config.ns_port)
     except KeyboardInterrupt:
         print("stopped before it was ready", flush=True)
@@ -153,7 +162,7 @@ def serve(config: ServiceConfig) -> int:
     reporter = threading.Thread(target=_report, args=(service, config.status_every, ended), daemon=True)
     if config.status_every > 0:
         reporter.start()
-    server.serve_forever()
+    server.serve_forever(wish)
     ended.set()
     print(f"ended: {status_line(service.status())}", flush=True)
     return 0

@@ -89,9 +89,9 @@ def data_config(policy: Policy, config: str | dict | DataConfig) -> DataConfig:
 
 def _trained_config(policy: Policy, name: str) -> DataConfig:
     """As training had it, image size included. Raises ``ValueError``."""
-    get_dataset_class(name)  # an unknown name is another mistake than an untrained one
     trained = dict(zip(policy.train_config.dataset_classes, policy.train_config.data_configs(), strict=True))
     if name not in trained:
+        get_dataset_class(name)  # an unknown name is another mistake than an untrained one
         raise ConfigError(
             f"the policy was not trained on {name}; it was on {', '.join(trained)}: name one of these, or give the "
             "cameras, arms and times of a robot that is like them as a DataConfig (a dictionary will do)"

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 
+from apt.model.compilation import allow_variants
 from apt.model.experts.context import SamplingRun
 from apt.model.objectives.base import Guide
 from apt.model.vla import VLA, robot_state
@@ -15,7 +16,6 @@ from data_utils.types import Observation, map_tensors
 
 COMPILE_MODES = ("none", "compile", "graphs")
 STAGES = ("vlm", "prefix", "denoise")
-_MOST_VARIANTS = 64  # prompt lengths x numbers of samples that may be compiled
 
 Mark = Callable[[str], None]
 
@@ -41,10 +41,7 @@ class Stages:
         self._expert = model.expert
         self._vlm, self._prefix, self._step = model.vlm, model.expert.encode_prefix, model.expert.denoise_step
         if compiled:
-            import torch._dynamo
-
-            limit = torch._dynamo.config.recompile_limit
-            torch._dynamo.config.recompile_limit = max(limit, _MOST_VARIANTS)
+            allow_variants()
             self._vlm, self._prefix, self._step = (
                 torch.compile(function, fullgraph=True, dynamic=False)
                 for function in (self._vlm, self._prefix, self._step)

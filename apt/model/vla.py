@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from apt.model.experts.base import RobotState, VLMFeatures
 from apt.model.experts.loss import ExpertLoss
 from apt.model.experts.registry import get_architecture
 from apt.model.language_loss import LanguageLoss
-from apt.model.pretrained import CheckpointMismatch, LoadReport, Origin, plan_load
+from apt.model.pretrained import CheckpointMismatch, LoadReport, Origin, VLMPlaces, plan_load
 from apt.model.state_dict_adapter import vlm_from_released, vlm_to_released
 from apt.model.vlm import VLM
 from data_utils.types import Batch, Observation
@@ -49,7 +50,8 @@ class VLA(nn.Module):
             random_weights=random_vlm,
             language_modelling=config.lm_loss_weight > 0,
         )
-        self._tuned_vlm_names = {name for name, p in self.vlm.qwen.named_parameters() if p.requires_grad}
+        trained = {name: p for name, p in self.vlm.qwen.named_parameters() if p.requires_grad}
+        self._tuned_vlm_names, self._trained_vlm_names = set(trained), tuple(vlm_to_released(trained))
         if config.gradient_checkpointing and config.vlm_mode != "frozen":
             self.vlm.qwen.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
@@ -141,52 +143,56 @@ class VLA(nn.Module):
         """What a checkpoint of this policy says of itself."""
         return Origin(self.config.arch, self.config.train_stage)
 
-    def load_weights(
-        self,
-        weights: dict[str, torch.Tensor],
-        vlm_weights: dict[str, torch.Tensor] | None,
-        origin: Origin | None = None,
-    ) -> None:
-        """Load a checkpoint of this very stage and size, whole. Raises :class:`CheckpointMismatch`, model unchanged."""
-        self.load_from_pretrain(weights, vlm_weights, strict=True, origin=origin)
+    def file_content(self) -> dict:
+        """What a checkpoint says of this policy and holds of it: the entries that :meth:`load` reads."""
+        tuned = self.released_vlm_weights()
+        return {
+            **self.origin.entries(),
+            "weights": self.released_weights(),
+            **({"vlm_weights": tuned} if tuned else {}),
+            "vlm_tensors": len(tuned),
+            "vlm_fingerprint": self.vlm.fingerprint,
+        }
 
-    def load_from_pretrain(
-        self,
-        weights: dict[str, torch.Tensor],
-        vlm_weights: dict[str, torch.Tensor] | None = None,
-        load_from_va: bool = False,
-        strict: bool = False,
-        origin: Origin | None = None,
-    ) -> LoadReport:
-        """Start from a checkpoint's tensors.
+    def load(self, content: Mapping) -> None:
+        """Load a checkpoint of this very configuration. Raises :class:`CheckpointMismatch`, model unchanged."""
+        self._take(content["weights"], content, self.plan(content))
+
+    def start_from(self, content: Mapping, load_from_va: bool = False, any_vlm: bool = True) -> LoadReport:
+        """Start from a checkpoint, whose VLM may have been tuned otherwise than this one's will be.
 
         Args:
-            weights, vlm_weights: as in the file.
+            content: of the file.
             load_from_va: expand a VA prior into a VLA, by the architecture's rule: in APT its block i becomes block
                 2i + 1, even blocks stay fresh, every other tensor is copied.
-            strict: refuse a file that leaves any of the expert's tensors fresh.
-            origin: architecture and stage that the file states; None: a released file, whose tensors tell.
+            any_vlm: take it too where it was trained on a VLM of other published weights; the report says so.
         Raises:
-            CheckpointMismatch: another size, architecture or stage than asked for; the model is unchanged.
+            CheckpointMismatch: another size, architecture or stage than asked for, tensors that are missing or hold
+                numbers that are not finite; the model is unchanged.
         """
-        report = plan_load(
-            weights,
-            type(self.expert),
-            self.released_weights(),
-            self.origin,
-            load_from_va,
-            vlm_weights,
-            vlm_to_released(self.vlm.qwen.state_dict()),
-            origin,
-        )
-        problem = report.problem
-        if problem is None and strict and report.fresh:
-            problem = f"it lacks {len(report.fresh)} of the model's tensors, e.g. {report.fresh[0]}"
-        if problem is not None:
-            raise CheckpointMismatch(problem)
-        source = self.expert.expand_va(weights) if load_from_va else weights
-        self.expert.load_state_dict(self.expert.from_file(source), strict=False)
-        if vlm_weights:
+        report = self.plan(content, load_from_va, any_mode=True, any_vlm=any_vlm)
+        weights = content["weights"]
+        return self._take(self.expert.expand_va(weights) if load_from_va else weights, content, report)
+
+    def plan(
+        self, content: Mapping, load_from_va: bool = False, any_mode: bool = False, any_vlm: bool = False
+    ) -> LoadReport:
+        """What loading would do, and why it would be refused; changes nothing.
+
+        Args:
+            any_mode: the file may be of a model whose VLM trained in another mode. For the others see
+                :meth:`start_from`.
+        """
+        target = vlm_to_released(self.vlm.qwen.state_dict())
+        read = tuple(vlm_to_released(dict.fromkeys(self.vlm.read_names)))
+        places = VLMPlaces(target, self._trained_vlm_names, read, self.vlm.fingerprint, any_mode, any_vlm)
+        return plan_load(content, self.config.arch, self.expert.config, load_from_va, places)
+
+    def _take(self, weights: dict[str, torch.Tensor], content: Mapping, report: LoadReport) -> LoadReport:
+        if report.problem is not None:
+            raise CheckpointMismatch(report.problem)
+        self.expert.load_state_dict(self.expert.from_file(weights), strict=False)
+        if vlm_weights := content.get("vlm_weights"):
             tuned = vlm_from_released(vlm_weights)
             self.vlm.qwen.load_state_dict(tuned, strict=False)
             self._tuned_vlm_names |= set(tuned)

@@ -9,6 +9,7 @@ from torch import nn
 
 from apt.model.config import feature_layers
 from apt.model.encoders import hub, qwen3vl
+from apt.model.encoders.fingerprint import fingerprint
 from apt.model.encoders.prompts import PromptTokenizer
 from apt.model.experts.base import Modality, VLMFeatures, VLMReads
 from apt.model.language_loss import LanguageLoss, next_token_loss
@@ -87,10 +88,14 @@ class VLM(nn.Module):
         self.vision_only = vision_only
         self._name = name
         qwen = hub.load_model(name, trained_dtype if mode == "full" else frozen_dtype, random_weights)
+        self.fingerprint = None if random_weights else fingerprint(qwen)
         layers = feature_layers(qwen.config.text_config.num_hidden_layers, layer_stride)
         self.reads = reads
         self.layers = tuple(layers[feature] for feature in reads.hidden_states)
         self.kv_layers = tuple(layers[feature] for feature in reads.keys_values)
+        self.read_names = tuple(
+            name for name, _ in qwen.named_parameters() if qwen3vl.is_run(name, self.layers, self.kv_layers)
+        )
         qwen3vl.set_mode(qwen, mode, self.layers, self.kv_layers, with_head=language_modelling)
         qwen3vl.set_trained_dtype(qwen, trained_dtype)
         self.encoder = qwen3vl.Qwen3VLEncoder(qwen, *hub.load_image_statistics(name))

@@ -7,7 +7,8 @@ import difflib
 
 import tyro
 
-from apt.configs import CONFIGS, TrainConfig, get_config
+from apt.configs import TrainConfig
+from apt.presets import CONFIGS, get_config
 from data_utils.cli import CommandLineError, parse
 
 
@@ -50,6 +51,13 @@ def _check_flags(argv: list[str]) -> None:
         if argument.startswith("--") and argument != "--help":
             flag = argument[2:].split("=", 1)[0].replace("-", "_")
             if flag not in known:
-                close = difflib.get_close_matches(flag, known, n=1)
-                hint = f"; did you mean --{close[0]}?" if close else "; --help lists them"
+                close = _nearest(flag, known)
+                hint = f"; did you mean --{close}?" if close else "; --help lists them"
                 raise CommandLineError(f"unknown flag {argument.split('=', 1)[0]}{hint}")
+
+
+def _nearest(flag: str, known: set[str]) -> str | None:
+    """The flag that was meant; of long ones often only the beginning is typed."""
+    beginnings = {name[: len(flag)]: name for name in sorted(known, reverse=True)}
+    found = difflib.get_close_matches(flag, [*known, *beginnings], n=1, cutoff=0.7)
+    return beginnings.get(found[0], found[0]) if found else None

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from apt.configs import TrainConfig
+from apt.model.compilation import pad_multiple
 from apt.model.vlm import VLM
 from apt.training.feature_cache import FeatureCache
 from data_utils.batches.image_text import ImageTextPairs, image_text_batches
@@ -97,6 +98,7 @@ class Feed:
             pad_id=tokenize.pad_id,
             rank=backend.rank,
             world_size=backend.world_size,
+            pad_multiple=pad_multiple(config.use_compile),
         )
         self.loader.mixture.block_paths(bad.blocked)
         self._pairs = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 
-from apt.configs import CONFIGS
+from apt.presets import CONFIGS
 from data_utils.cli import CommandLineError, Parser
 from train_utils.failures import NODE_TIMEOUT
 
@@ -30,7 +30,7 @@ def build_parser(command: str) -> argparse.ArgumentParser:
     add("--ds-zero", choices=("2", "3"), help="under deepspeed, shard optimizer state (2) or parameters too (3)")
     add("--gpus", help="GPU indices, e.g. 0,1,2,3; or cpu, for two processes cpu,cpu (default: all GPUs, else the CPU)")
     add("--stage", choices=("0", "1", "both"), default="1" if finetune else "both", help="default: %(default)s")
-    add("--config", help=f"preset of apt/configs.py: {', '.join(sorted(CONFIGS))}")
+    add("--config", help=f"preset of apt/presets.py: {', '.join(sorted(CONFIGS))}")
     add("--va-name", help="name of the stage-0 run (default: CONFIG_va)")
     add("--vla-name", help="name of the stage-1 run (default: CONFIG_vla)")
     add("--va-conti", metavar="NAME", help="resume this stage-0 run")

@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 import torch
 
-from apt.checkpoint import LATEST, CheckpointError
+from apt.checkpoint import CheckpointError
 from apt.configs import TrainConfig
 from apt.model.vla import VLA
 from apt.training.feed import Feed
 from apt.training.run_dir import RunDirectory, changed_since_saved
 from train_utils.backend import Backend
 from train_utils.ema import EMA, saved_shadow
+from train_utils.places import LATEST
 
 
 class Keeper:
@@ -94,8 +95,7 @@ class Keeper:
             if self.run_dir is None:
                 return
             content = {
-                **self._model.origin.entries(),
-                "weights": self._model.released_weights(),
+                **self._model.file_content(),
                 "current_iters": iteration,
                 **self._feed.position(),
                 "best_score": self.best_score,
@@ -106,8 +106,6 @@ class Keeper:
                 "scaler": None,
                 **optimizer_state,
             }
-            if vlm_weights := self._model.released_vlm_weights():
-                content["vlm_weights"] = vlm_weights
             self.run_dir.save(content, numbered=numbered, best=best)
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from apt.checkpoint import LATEST, CheckpointError, load_checkpoint
+from apt.checkpoint import CheckpointError, load_checkpoint
 from apt.model.encoders.hub import VLMLoadError
 from apt.training import resume_command
 from apt.training.cli import CommandLineError
@@ -21,6 +21,7 @@ from apt.training.stages import Stage, plan
 from data_utils.errors import DataError
 from train_utils.errors import ConfigError
 from train_utils.failures import FAILED, MISTAKE, RESUME_VARIABLE, TOLD
+from train_utils.places import LATEST
 
 COMMANDS = ("train", "finetune")
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -198,7 +198,8 @@ def describe_plan(config: TrainConfig, processes: int) -> str:
         f"  expert      {_millions(expert)}",
         f"  VLM         {_millions(vlm)}; {config.vlm}, {config.vla_config().vlm_mode}",
         *_describe_steps(config, processes),
-        f"  rate        {rates}; {config.num_warmup} steps of linear warm-up, then constant",
+        f"  rate        {rates}; {config.num_warmup} steps of linear warm-up, then constant"
+        + (f", falling over the last {config.num_decay}" if config.num_decay else ""),
         f"  disk        {_describe_disk(config)}",
         f"  memory      per GPU of {processes}, estimated; CUDA's own (about 1 GiB) and fragmentation come on top",
         *_memory_table(config, processes),

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
-from apt.checkpoint import BEST, LATEST, CheckpointError, load_checkpoint, read_config, write_config
-from apt.configs import TrainConfig
+from apt.checkpoint import BEST, CheckpointError, load_checkpoint, read_config, write_config
+from apt.configs import TrainConfig, TrainedConfig, train_config_from_dict
 from apt.model.config import meaning
 from apt.model.pretrained import Origin
+from data_utils.cli import check_writable
 from data_utils.files import remove_leftovers
 from train_utils.errors import ConfigError
+from train_utils.places import LATEST
 from train_utils.saving import save_checkpoint
 
 _NOT_LEARNED = {"resume", "max_iterations", "pretrained_ckpt", "load_from_va", "device", "log_dir", "ckpt_dir"}
@@ -26,6 +28,7 @@ def check_run_dir(config: TrainConfig) -> None:
     Raises:
         ConfigError: so it is.
         CheckpointError: what is to be resumed cannot be read.
+        CommandLineError: a folder of the run cannot be written to.
     """
     latest = config.run_dir / LATEST
     if config.resume and not latest.is_file():
@@ -35,6 +38,10 @@ def check_run_dir(config: TrainConfig) -> None:
             f"run {config.name!r} exists at {config.run_dir}; resume it (--va-conti/--vla-conti {config.name}), "
             "choose another name, or remove the folder"
         )
+    check_writable(config.run_dir, "--ckpt_dir")
+    check_writable(Path(config.log_dir) / config.name, "--log_dir")
+    if config.cache_vlm_features is not None:
+        check_writable(Path(config.cache_vlm_features), "--cache_vlm_features")
     if config.resume:
         _check_resumed(config, latest)
 
@@ -57,11 +64,22 @@ def _check_resumed(config: TrainConfig, latest: Path) -> None:
         before, now = (", ".join(f"{field} {pair[which]}" for field, pair in differing.items()) for which in (0, 1))
         flags = " ".join(f"--{field} {value}" for field, (value, _) in differing.items())
         raise ConfigError(f"run {config.name} was trained with {before}, this would go on with {now}; give {flags}")
+    if changed := _changed_rules(saved):
+        raise ConfigError(
+            f"run {config.name} was trained with other sampling rules ({'; '.join(changed)}): put them back to go on "
+            "with it, or start a fine-tune from it"
+        )
     if saved and (before := saved.get("eval_split", 0.0)) != config.eval_split:
         raise ConfigError(
             f"run {config.name} held out {before} of the episodes, this would hold out {config.eval_split}, and it may "
             f"have trained on these; give --eval_split {before}"
         )
+
+
+def _changed_rules(saved: dict) -> list[str]:
+    """Raises :class:`ConfigError` for rules that cannot be read."""
+    trained = train_config_from_dict(saved)[0] if saved else None
+    return trained.changed_rules() if isinstance(trained, TrainedConfig) else []
 
 
 def differing_meaning(saved: dict, config: TrainConfig) -> dict[str, tuple[str, str]]:
@@ -84,7 +102,7 @@ def _saved_fields(latest: Path) -> dict:
 def changed_since_saved(config: TrainConfig) -> list[str]:
     """What a resumed run does otherwise than before, as ``field before -> now``; how far and where it runs left out."""
     saved, now = _saved_fields(config.run_dir / LATEST), json.loads(json.dumps(config.to_dict()))
-    fields = [field for field in now if field in saved and field not in _NOT_LEARNED]
+    fields = [field for field in now if field in saved and field not in {*_NOT_LEARNED, "data"}]
     return [f"{field} {saved[field]} -> {now[field]}" for field in fields if saved[field] != now[field]]
 
 

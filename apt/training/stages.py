@@ -7,18 +7,25 @@ import dataclasses
 import difflib
 from pathlib import Path
 
-from apt.checkpoint import find_checkpoint, load_checkpoint
+from apt.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
 from apt.configs import TrainConfig
 from apt.model.pretrained import Origin
 from apt.training.cli import CommandLineError, parse_train_config
 from apt.training.flags import build_parser, check_flags
 from apt.training.run_dir import check_run_dir
 from data_utils.batches.image_text import scan_pairs
-from data_utils.data_loc import locate
+from data_utils.datasets import get_dataset_class
 from train_utils.deepspeed_settings import check_deepspeed, deepspeed_settings
 
 # Fields on how the VLM trains, which stage 0 keeps frozen: given for both stages, they are meant for stage 1.
 _TRAINING_THE_VLM = {"lm_loss_weight": "0", "image_text_pairs": "None"}
+
+# Fields that differ between the stages of one command: what says so instead.
+_OF_THE_LAUNCHER = {
+    "name": "--va-name and --vla-name",
+    "train_stage": "--stage",
+    "resume": "--va-conti and --vla-conti",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +49,9 @@ def plan(command: str, argv: list[str]) -> tuple[argparse.Namespace, list[Stage]
         raise CommandLineError(
             f"unknown flag {meant[0]}; did you mean --config?" if meant else "--config is missing; --help lists presets"
         )
+    for field, flag in _OF_THE_LAUNCHER.items():
+        if _says(fields, field):
+            raise CommandLineError(f"--{field} is set for each stage by {flag}; use that")
     check_flags(args)
     fields += _given(args)
     stages = []
@@ -120,6 +130,13 @@ def _upstream(args: argparse.Namespace, before: list[Stage], fields: list[str]) 
         path = find_checkpoint(pretrained, ckpt_dir)
         expand = Origin.of(load_checkpoint(path)).stage == 0
         return ["--pretrained_ckpt", pretrained, "--load_from_va", str(expand)]
+    if not (args.va_name or args.va_conti):
+        try:
+            find_checkpoint(_va_name(args), ckpt_dir)
+        except CheckpointError as error:
+            raise CommandLineError(
+                f"stage 1 starts from a VA prior: {error}; --va-name names its run, --one-stage does without"
+            ) from error
     find_checkpoint(_va_name(args), ckpt_dir)
     return ["--pretrained_ckpt", _va_name(args), "--load_from_va", "True"]
 
@@ -140,7 +157,7 @@ def _stage(args: argparse.Namespace, fields: list[str]) -> Stage:
         check_deepspeed()
         deepspeed_settings(config)
     for dataset in config.dataset_classes:
-        locate(dataset)
+        get_dataset_class(dataset).locations()
     if config.image_text_pairs is not None:
         scan_pairs(Path(config.image_text_pairs))
     return Stage(config, argv)

@@ -7,11 +7,14 @@ from collections.abc import Callable
 
 import torch
 
-from apt.checkpoint import LATEST, CheckpointError, find_checkpoint, load_checkpoint, read_config
-from apt.configs import TrainConfig
-from apt.model.pretrained import CheckpointMismatch, Origin
+from apt.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, read_config
+from apt.configs import TrainConfig, TrainedConfig, changed_rules, train_config_from_dict
+from apt.model.pretrained import OTHER_VLM, CheckpointMismatch
 from apt.model.vla import VLA
 from apt.training.run_dir import differing_meaning
+from train_utils.places import LATEST
+
+_TIMES = ("sample_dt", "sample_state_gaps", "num_future", "num_history")
 
 
 def read_start(config: TrainConfig, say: Callable[[str], None]) -> dict | None:
@@ -29,7 +32,29 @@ def read_start(config: TrainConfig, say: Callable[[str], None]) -> dict | None:
     with contextlib.suppress(CheckpointError):  # a file without its configuration is fine to start from
         for field, (before, now) in differing_meaning(read_config(path), config).items():
             say(f"warning: {path} was trained with {field} {before}, this run uses {now}; --{field} {before} fits it")
+        for line in _other_sampling(read_config(path), config):
+            say(f"warning: {path} was trained with {line}")
     return content
+
+
+def _other_sampling(saved: dict, config: TrainConfig) -> list[str]:
+    """What this run samples otherwise than the one that it starts from: of the same datasets anything, else the times
+    of the first of each. Raises :class:`ConfigError`."""
+    trained, _ = train_config_from_dict(saved)
+    if not isinstance(trained, TrainedConfig):
+        return []
+    now = dict(zip(config.dataset_classes, config.data_configs(), strict=True))
+    common = [name for name in now if name in trained.data]
+    pairs = [(name, trained.data[name], now[name], None) for name in common]
+    if not common:
+        first, mine = next(iter(trained.data)), config.dataset_classes[0]
+        pairs = [(f"{first} instead of {mine}", trained.data[first], now[mine], _TIMES)]
+    return [
+        f"{field} {before} ({title}), this run has {after}"
+        for title, old, new, fields in pairs
+        for field, (before, after) in changed_rules(old, new).items()
+        if fields is None or field in fields
+    ]
 
 
 def build_model(config: TrainConfig, on_gpu: bool) -> VLA:
@@ -54,14 +79,14 @@ def load_start(model: VLA, start: dict, config: TrainConfig, say: Callable[[str]
         CheckpointMismatch: they do not fit.
     """
     if config.resume:
-        model.load_weights(start["weights"], start.get("vlm_weights"), Origin.of(start))
+        model.start_from(start, any_vlm=False)  # its VLM may go on in another mode
         return
     try:
-        report = model.load_from_pretrain(
-            start["weights"], start.get("vlm_weights"), config.load_from_va, origin=Origin.of(start)
-        )
+        report = model.start_from(start, config.load_from_va)
     except CheckpointMismatch as error:
         raise CheckpointMismatch(f"{config.pretrained_ckpt} does not fit: {error}") from error
+    if report.other_vlm:
+        say(f"warning: {config.pretrained_ckpt}: {OTHER_VLM} until it has learned them anew")
     say(
         f"start: {config.pretrained_ckpt}: {len(report.copied)} tensors copied, {len(report.fresh)} fresh, "
         f"{len(report.dropped)} dropped"

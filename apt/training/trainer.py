@@ -7,14 +7,15 @@ import contextlib
 import numpy as np
 import torch
 
-from apt.checkpoint import LATEST
 from apt.configs import TrainConfig
+from apt.model.compilation import allow_variants
 from apt.training.feature_cache import FeatureCache
 from apt.training.feed import Feed, open_datasets
 from apt.training.holdout import Holdout
 from apt.training.keeper import Keeper
 from apt.training.progress import Progress, describe, narrator
 from apt.training.run_dir import check_run_dir
+from apt.training.shared_memory import check_shared_memory
 from apt.training.start import build_model, load_start, read_start
 from data_utils.types import Batch
 from train_utils.backend import Backend
@@ -24,6 +25,7 @@ from train_utils.feature_store import FeatureStore
 from train_utils.metrics import MetricWindow, Stopwatch
 from train_utils.nonfinite import NonFiniteSteps
 from train_utils.optim import build_optimizer, set_learning_rate
+from train_utils.places import LATEST
 from train_utils.stopping import StopWish
 
 MAX_NONFINITE_STEPS = 20
@@ -41,6 +43,7 @@ class Trainer:
         self.config, self.backend = config, backend
         self._say = narrator(config, backend)
         check_run_dir(config)
+        check_shared_memory(config)
         store = None
         if config.cache_vlm_features is not None:
             store = FeatureStore(config.cache_vlm_features, 1e9 * config.cache_limit_gb)
@@ -52,7 +55,8 @@ class Trainer:
             load_start(self.model, start, config, self._say)
         self.model.to(backend.device).train()
         if config.use_compile:
-            self.model.expert.compile()
+            allow_variants()
+            self.model.expert.compile(dynamic=False)  # of ever other prompt lengths one graph would take minutes
         self.optimizer = build_optimizer(self.model, config.max_lr, config.wd, config.vlm_lr, config.vlm_wd)
         plan = describe(self.model, config, backend)  # a sharded model no longer knows its size
         self._forward = backend.prepare(self.model, self.optimizer)
@@ -106,7 +110,9 @@ class Trainer:
     def _step(self) -> Batch:
         """One update from ``gradient_accumulation_steps`` batches; returns the last of them."""
         config, backend = self.config, self.backend
-        set_learning_rate(self.optimizer, self.iteration, config.num_warmup)
+        set_learning_rate(
+            self.optimizer, self.iteration, config.num_warmup, config.num_decay, config.max_iterations - 1
+        )
         for micro in range(config.gradient_accumulation_steps):
             batch = next(self._batches)
             is_last = micro == config.gradient_accumulation_steps - 1

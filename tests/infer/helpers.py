@@ -6,11 +6,11 @@ import dataclasses
 
 import torch
 
-from apt.configs import CONFIGS
 from apt.infer.frames import frame_from_episode
 from apt.infer.policy import Policy
 from apt.model.config import VLAConfig
 from apt.model.vla import VLA
+from apt.presets import CONFIGS
 from data_utils.samples.dataset import H5DatasetMapBase
 
 

@@ -14,9 +14,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from apt.infer.planner import TrajPlanner
-from apt.infer.policy import PROMPT_BUCKET
 from apt.infer.realtime_chunking import RealTimeChunking
 from apt.infer.stages import STAGES, Stages
+from apt.model.compilation import PROMPT_BUCKET
 from apt.model.experts.context import SamplingRun
 from apt.model.experts.registry import ARCHITECTURES
 from data_utils.batches.collate import Collator

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from apt.checkpoint import write_config
-from apt.configs import CONFIGS
 from apt.hub_folder import write_folder
 from apt.infer.plan import Timing
 from apt.infer.planner import TrajPlanner
 from apt.infer.policy import Policy, pick_device
 from apt.infer.turns import FairLock
+from apt.presets import CONFIGS
 from data_utils.datasets import PickPlaceCan
 from tests.conftest import GOLDEN
 from tests.infer.helpers import frame_at, tiny_policy

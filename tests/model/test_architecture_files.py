@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from apt.checkpoint import load_checkpoint
-from apt.configs import CONFIGS
 from apt.hub_folder import write_folder
 from apt.model.experts.registry import ARCHITECTURES
 from apt.model.pretrained import CheckpointMismatch, Origin
 from apt.model.vla import VLA
+from apt.presets import CONFIGS
 from tests.model.helpers import build, fixed_noise, make_batch
 from train_utils.saving import save_checkpoint
 
@@ -31,12 +31,7 @@ def arch(request) -> str:
 
 
 def content_of(model: VLA) -> dict:
-    return {
-        "weights": model.released_weights(),
-        "vlm_weights": model.released_vlm_weights(),
-        **model.origin.entries(),
-        "current_iters": 1,
-    }
+    return {**model.file_content(), "current_iters": 1}
 
 
 @functools.cache
@@ -50,7 +45,7 @@ def some_content(arch: str, stage: int) -> dict:
 
 
 def load(model: VLA, content: dict, **options):
-    return model.load_from_pretrain(content["weights"], content["vlm_weights"], origin=Origin.of(content), **options)
+    return model.start_from(content, **options)
 
 
 def state(model: VLA) -> dict[str, torch.Tensor]:
@@ -79,7 +74,7 @@ def test_a_file_and_an_exported_folder_give_back_the_policy(arch, stage, mode, t
                 parameter.add_(1.0)
         content = load_checkpoint(place)
         assert Origin.of(content) == model.origin == Origin(arch, stage)
-        other.load_weights(content["weights"], content.get("vlm_weights"), Origin.of(content))
+        other.load(content)
         assert torch.equal(other.predict(batch.observation, fixed_noise(batch), 2), planned)
         for ours, theirs in zip(model.released_parameters(), other.released_parameters(), strict=True):
             assert torch.equal(ours, theirs)
@@ -147,12 +142,12 @@ def test_a_file_of_another_architecture_must_say_its_stage(arch):
             load(build(1, seed=1, arch=arch), content)
 
 
-def test_a_strict_load_wants_every_tensor(arch):
+def test_a_load_wants_every_tensor(arch):
     content = some_content(arch, 1)
     del content["weights"][next(name for name in content["weights"] if name.endswith("to_out.weight"))]
     with pytest.raises(CheckpointMismatch, match="it lacks 1 of the model's tensors"):
         model = build(1, seed=1, arch=arch)
-        model.load_weights(content["weights"], None, Origin.of(content))
+        model.load(content)
 
 
 def test_names_of_architectures_are_checked_before_anything_is_built():

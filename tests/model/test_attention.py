@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from apt.model.experts.config import check_attention_backend
-from apt.model.layers.attention import AttentionMask, attention
+from apt.model.layers.attention import AttentionMask, attention, trainable_on_cpu
 from apt.model.layers.positions import PoseEncoding, RotaryEncoding
 from apt.model.layers.rotations import invert_transform
 from tests.model.test_action_transform import random_poses
@@ -36,6 +36,18 @@ def test_masked_keys_do_not_matter():
     hidden = ~mask[:, 0]
     k[hidden], v[hidden] = 100.0, -100.0
     assert torch.equal(before, attention(q, k, v, AttentionMask.of(mask, q.dtype)))
+
+
+def test_what_trains_on_a_cpu_answers_and_learns_as_the_kernel_does():
+    generator = torch.Generator().manual_seed(0)
+    leaves = [torch.randn(2, 3, length, 16, generator=generator).requires_grad_() for length in (5, 6, 6)]
+    hidden = torch.rand(2, 1, 1, 6, generator=generator) < 0.4
+    for bias in (None, torch.zeros(2, 1, 1, 6).masked_fill(hidden, float("-inf"))):
+        found = []
+        for way in (trainable_on_cpu, torch.nn.functional.scaled_dot_product_attention):
+            out = way(*leaves, bias)
+            found.append((out, *torch.autograd.grad(out.square().sum(), leaves)))
+        torch.testing.assert_close(*found, atol=1e-5, rtol=1e-4)
 
 
 def attend(encoding, generator: torch.Generator) -> torch.Tensor:

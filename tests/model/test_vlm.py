@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from apt.model.encoders.hub import VLMLoadError, load_config, load_model, load_tokenizer, resolve
@@ -17,6 +19,7 @@ from tests.model.helpers import as_two_frames, make_observation, run_hugging_fac
 
 PATCH = 8  # of the tiny model
 PIXELS = 2 * PATCH
+CONTROL = ["<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|im_start|>", "<|im_end|>"]
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +66,23 @@ def test_multimodal_positions_equal_hugging_faces(tokenizer, grid, images):
     assert torch.equal(torch.from_numpy(tokens.position_ids), wanted[:, 0])
 
 
-def test_prompt_with_an_image_placeholder_is_refused(tokenizer):
-    with pytest.raises(ValueError, match="image placeholders"):
-        PromptTokenizer(tokenizer, "<|image_pad|>", (8, 8))("look at <|image_pad|>", 1)
+@settings(max_examples=60, deadline=None)
+@given(text=st.text() | st.lists(st.sampled_from(CONTROL), min_size=1).map(" ".join), images=st.integers(0, 3))
+def test_whatever_a_prompt_holds_is_text(tokenizer, text, images):
+    """Control tokens of the chat among it: the turn has its own and no other."""
+    special = {token: tokenizer.convert_tokens_to_ids(token) for token in CONTROL}
+    tokens = PromptTokenizer(tokenizer, "<|image_pad|>", (2, 2))
+    found, plain = tokens(text, images).ids.tolist(), tokens("put it down", images).ids.tolist()
+    assert {name: found.count(number) for name, number in special.items()} == {
+        name: plain.count(number) for name, number in special.items()
+    }
+
+
+def test_white_space_of_any_kind_is_one_space_and_none_at_the_ends(tokenizer):
+    tokens = PromptTokenizer(tokenizer, "<|image_pad|>", (2, 2))
+    wanted = tokens("put it down", 1).ids
+    for text in (" put it down\n", "put\u2028it\u00a0down", "put \t it\x85down \u3000"):
+        np.testing.assert_array_equal(tokens(text, 1).ids, wanted)
 
 
 def _reference_streams(model, observation):

@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 
 from apt.checkpoint import load_checkpoint
+from apt.infer.loading import load_policy
+from apt.train import main
+from apt.training.launch import main as launch
+from scripts.test_ckpt import main as offline_check
 from tests.synthetic import write_episode
 from tests.training.helpers import losses, train
 
@@ -43,3 +47,32 @@ def test_the_loss_falls_on_a_few_episodes(tmp_path, located):
     assert train(tmp_path, "run", train_stage=1, max_iterations=60, max_lr=1e-3, bs=4, log_interval=10) == 0
     curve = losses(tmp_path, "run")
     assert curve[60] < 0.7 * curve[10] and all(math.isfinite(loss) for loss in curve.values())
+
+
+def test_flags_that_are_almost_right_are_named_rightly(capsys):
+    for typed, meant in (("max_itre", "max_iterations"), ("max_lrr", "max_lr"), ("smaple_by", "sample_by")):
+        assert main(["--config", "debug", f"--{typed}", "3"]) == 2
+        assert f"unknown flag --{typed}; did you mean --{meant}?" in capsys.readouterr().err
+
+
+def test_stage_1_without_a_prior_says_how_to_name_one(tmp_path, capsys):
+    assert launch(["train", "--config", "debug", "--gpus", "cpu", "--stage", "1", "--ckpt_dir", str(tmp_path)]) == 2
+    assert "--va-name names its run, --one-stage does without" in capsys.readouterr().err
+
+
+def test_a_dry_run_is_the_first_command_of_a_machine(tmp_path, located, monkeypatch, capsys):
+    monkeypatch.setenv("APT_CACHE", str(tmp_path / "cache"))  # nothing is in it yet
+    flags = ["--ckpt_dir", str(tmp_path / "c"), "--log_dir", str(tmp_path / "l"), "--dry-run"]
+    assert main(["--config", "debug", "--device", "cpu", "--name", "r", *flags]) == 0
+    assert "memory" in capsys.readouterr().out
+
+
+def test_a_policy_is_found_by_the_name_of_its_run(tmp_path, located, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folders = {"ckpt_dir": tmp_path / "checkpoints" / "APT", "max_iterations": 1}
+    assert train(tmp_path, "mine", **folders) == 0
+    assert offline_check(["--ckpt", "mine", "--train-stage", "1"]) == 0
+    assert "checkpoints/APT/mine/ckpt_latest.pt" in capsys.readouterr().out
+    load_policy("mine")
+    assert offline_check(["--ckpt", "other", "--train-stage", "0"]) == 2
+    assert "no checkpoint at other, nor a run of that name under ./checkpoints/APT" in capsys.readouterr().err

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from apt.checkpoint import load_checkpoint
-from apt.configs import CONFIGS, TrainConfig
+from apt.configs import TrainConfig
+from apt.presets import CONFIGS
 from apt.train import main as trainer
 from apt.training import flags, launch, stages
 from apt.training.cli import parse_train_config
@@ -267,6 +268,7 @@ def test_the_trainers_help_lists_every_field_and_the_dry_run(capsys):
     (("--node-timeout", "soon"), "--node-timeout"),
     (("--accum", 0), "gradient_accumulation_steps is 0"),
     (("--max-iter", 0), "max_iterations is 0"),
+    (("--name", "mine"), "--name is set for each stage by --va-name and --vla-name"),
     (("--vlm-mode", "some"), "--vlm-mode"),
     (("--cache_vlm_features", "features"), "cache_vlm_features needs images that come again"),
     (("--backend", "deepspeed", "--use_compile", True, "--ds-zero", 3), "use_compile does not work with ds_zero 3"),

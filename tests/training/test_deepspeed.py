@@ -12,13 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from apt.checkpoint import LATEST, load_checkpoint
-from apt.configs import CONFIGS, TrainConfig
+from apt.checkpoint import load_checkpoint
+from apt.configs import TrainConfig
+from apt.presets import CONFIGS
 from tests.training.helpers import REPOSITORY, flags, losses
 from tests.training.joined_batches import run_all
 from tests.training.processes import free_port
 from train_utils import deepspeed_settings, optimizer_shards
 from train_utils.errors import ConfigError
+from train_utils.places import LATEST
 from train_utils.saving import save_checkpoint
 
 needs_deepspeed = pytest.mark.skipif(

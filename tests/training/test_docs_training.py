@@ -15,12 +15,13 @@ from pathlib import Path
 import pytest
 
 from apt.checkpoint import find_checkpoint, load_checkpoint, read_config
-from apt.configs import CONFIGS
 from apt.model.encoders.hub import resolve
 from apt.model.pretrained import Origin
+from apt.presets import CONFIGS
 from apt.training import flags, stages
 from apt.training.plan import STRATEGIES, estimate_memory
 from benchmarks.qwen_sizes import qwen3_vl_2b_folder
+from data_utils.samples.dataset import H5DatasetMapBase
 from tests.data.test_image_text import write_pairs
 from tests.training.helpers import REPOSITORY
 from tests.training.processes import free_port
@@ -165,7 +166,7 @@ def test_every_command_is_known_and_stands_in_a_block():
 
 def test_flags_mean_what_the_document_says_before_they_are_made_smaller(place, monkeypatch):
     monkeypatch.setattr(stages, "check_run_dir", lambda config: None)
-    monkeypatch.setattr(stages, "locate", lambda dataset: None)
+    monkeypatch.setattr(H5DatasetMapBase, "locations", classmethod(lambda cls: []))
     monkeypatch.setattr(flags, "check_gpus", lambda gpus, present: None)
     monkeypatch.setattr(stages, "find_checkpoint", lambda name, folder: Path(name))
     monkeypatch.setattr(stages, "load_checkpoint", lambda path: {"weights": {}})

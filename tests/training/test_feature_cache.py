@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from apt.checkpoint import load_checkpoint
-from apt.configs import CONFIGS
 from apt.model.config import VLAConfig
 from apt.model.experts.registry import ARCHITECTURES
 from apt.model.vla import VLA
 from apt.model.vlm import VLM
+from apt.presets import CONFIGS
 from apt.training.feature_cache import FeatureCache, sample_key, vlm_identity
 from tests.model.helpers import make_batch
 from tests.training.helpers import losses, start_training, train

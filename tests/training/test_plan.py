@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from apt.checkpoint import load_checkpoint
-from apt.configs import CONFIGS
 from apt.model.vla import VLA
+from apt.presets import CONFIGS
 from apt.training.plan import activation_bytes, checkpoint_bytes, count_parameters, describe_plan, estimate_memory
 from data_utils.errors import DataError
 from tests.model.helpers import make_batch

@@ -120,7 +120,8 @@ def test_other_depths_are_read_off_the_file(tmp_path, layers, stride, depth):
 
 
 def test_the_report_tells_the_layouts_apart(tmp_path):
-    prior = write_release(tmp_path / "apt_va", "deepspeed", stage=0, depth=6)
+    vlm = str(deep_vlm(tmp_path / "vlm", 6))
+    prior = write_release(tmp_path / "apt_va", "deepspeed", stage=0, depth=6, vlm=vlm, stride=1)
     result = check("--ckpt", prior, "--train-stage", 1, "--load-from-va")
     assert result.returncode == 0 and "stage 0, depth 6 (3 blocks)" in result.stdout, result.stderr
     assert "optimizer  none" in result.stdout and "EMA        none" in result.stdout

@@ -11,10 +11,11 @@ import time
 import pytest
 import torch
 
-from apt.checkpoint import LATEST, load_checkpoint
+from apt.checkpoint import load_checkpoint
 from tests.training.helpers import losses, start_training, train
 from train_utils.backend import DDPBackend
 from train_utils.optimizer_shards import check_partitions
+from train_utils.places import LATEST
 from train_utils.saving import save_checkpoint
 
 

@@ -123,7 +123,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_all_and_its_file_na
         (folder / path.name).write_bytes(path.read_bytes())
     with h5py.File(folder / "ep003.h5", "r+") as file:
         for camera in ("e2h_cam", "eih_cam"):
-            file[camera]["K"][0, 0] = 1e-38  # camera-plane coordinates overflow
+            file[camera]["pose"][:, 0, 3] = 3e38  # a camera so far away that coordinates in it overflow
         seal(file)
     location = tmp_path / "loc.yaml"
     location.write_text(f"default:\n  PickPlaceCan: {folder}\n")

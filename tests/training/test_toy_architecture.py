@@ -83,7 +83,7 @@ def test_the_documents_training_commands_mean_what_they_say(located, tmp_path):
         if command[:2] != ["bash", "scripts/train.sh"]:
             assert (REPOSITORY / command[1]).is_file() or command[1:3] == ["-m", "pytest"], command
             continue
-        words = ["debug" if word == "pretrain" else word for word in command[2:]]
+        words = ["debug" if word in ("pretrain", "blocks") else word for word in command[2:]]
         if "--gpus" in words:
             words[words.index("--gpus") + 1] = "cpu"
         where = ["--ckpt_dir", str(tmp_path), "--log_dir", str(tmp_path)]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from shm_transport import dive_into, expose
+from shm_transport.end_wish import EndWish
 from shm_transport.server import ShmServer
 
 
@@ -104,11 +105,12 @@ if __name__ == "__main__":
     parser.add_argument("--max-message-bytes", type=int, default=1 << 26)
     parser.add_argument("--no-shared-memory", action="store_true")
     args = parser.parse_args()
-    server = ShmServer(
-        Session, port=args.port, max_message_bytes=args.max_message_bytes, shared_memory=not args.no_shared_memory
-    )
-    if args.name:
-        server.register(args.name, ns_port=args.ns_port)
-    print(server.uri, flush=True)
-    server.serve_forever()
+    with EndWish() as wish:  # a name that is registered is removed again whenever the signal comes
+        server = ShmServer(
+            Session, port=args.port, max_message_bytes=args.max_message_bytes, shared_memory=not args.no_shared_memory
+        )
+        if args.name:
+            server.register(args.name, ns_port=args.ns_port)
+        print(server.uri, flush=True)
+        server.serve_forever(wish)
     print("ended", flush=True)

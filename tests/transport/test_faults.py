@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -71,6 +72,24 @@ def test_however_a_client_ends_its_segments_and_its_session_go(service, robot, e
         client.popen.wait(10)
         wait_until(lambda: not segments_of(client.pid), 5)
         wait_until(lambda: client.pid not in [c["pid"] for c in robot.clients()], 5)
+
+
+@pytest.mark.parametrize("services", [5, pytest.param(60, marks=pytest.mark.slow)])
+def test_services_hit_by_any_number_of_signals_at_any_moment_are_gone_in_time_and_leave_nothing(ns_port, services):
+    rng = random.Random(services)
+    for number in range(services):
+        name = f"hit_{services}_{number}"
+        with running_service("--name", name, "--ns-port", str(ns_port)) as service:
+            proxy = get_shm_proxy(name, ns_port=ns_port) if number % 2 else None
+            time.sleep(rng.choice([0.0, rng.uniform(0, 0.2)]))
+            for _ in range(rng.randint(1, 20)):
+                service.popen.send_signal(rng.choice([signal.SIGTERM, signal.SIGINT]))
+                time.sleep(rng.choice([0.0, rng.uniform(0, 0.02)]))
+            said = service.popen.communicate(timeout=10)[0]
+            assert said == "ended\n", said
+            if proxy is not None:
+                proxy.close()
+            assert not segments_of(service.pid) and NameServer("localhost", ns_port).find(name) is None
 
 
 def test_a_service_killed_in_a_call_is_a_prompt_named_error():

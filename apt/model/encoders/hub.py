@@ -14,20 +14,31 @@ class VLMLoadError(ValueError):
     """A vision-language model that cannot be loaded; the message names it and says what to do."""
 
 
+SHIPPED = {"blocks": Path(__file__).resolve().parents[3] / "assets" / "models" / "blocks_vlm"}
+"""Small VLMs that come with the library, by the names that stand for them."""
+
+
 def resolve(name: str) -> str:
-    """``tiny`` to its folder; any other name or path as it is."""
-    return str(tiny_qwen3vl_folder()) if name == TINY_NAME else name
+    """``tiny`` and the names of :data:`SHIPPED` to their folders; any other name or path as it is."""
+    if name == TINY_NAME:
+        return str(tiny_qwen3vl_folder())
+    return str(SHIPPED.get(name, name))
 
 
 def _load(loader, name: str, what: str, **options):
     from transformers.utils import logging
 
-    if name == TINY_NAME:
+    if name == TINY_NAME or name in SHIPPED:
         logging.disable_progress_bar()
     try:
         return loader(resolve(name), **options)
     except (OSError, ValueError, KeyError) as error:
         local = Path(name).exists()
+        if name in SHIPPED and not SHIPPED[name].exists():
+            raise VLMLoadError(
+                f"VLM {name!r} comes with a clone of the repository (assets/models), not with the installed package: "
+                "give its folder"
+            ) from error
         hint = (
             "the folder must hold a Qwen3-VL in Hugging Face's layout (config.json, safetensors, tokenizer)"
             if local

@@ -6,9 +6,11 @@ from collections import OrderedDict
 
 import numpy as np
 
+from data_utils.prompts import one_spaced
 from data_utils.types import TokenizedPrompt
 
 _CACHE_SIZE = 65536
+_PLACE = "the prompt comes here"  # in a turn as the chat template makes it
 
 
 class PromptTokenizer:
@@ -23,7 +25,6 @@ class PromptTokenizer:
 
     def __init__(self, tokenizer, image_token: str, grid: tuple[int, int], vision_only: bool = False) -> None:
         self._tokenizer = tokenizer
-        self._image_token = image_token
         self._image_id = tokenizer.convert_tokens_to_ids(image_token)
         self._grid = grid
         self._vision_only = vision_only
@@ -33,14 +34,9 @@ class PromptTokenizer:
     def pad_id(self) -> int:
         return self._tokenizer.pad_token_id if self._tokenizer.pad_token_id is not None else 0
 
-    @property
-    def image_token(self) -> str:
-        """The image placeholder, which no text may hold."""
-        return self._image_token
-
     def __call__(self, prompt: str, num_images: int) -> TokenizedPrompt:
-        """Raises ``ValueError`` for a prompt that holds the image placeholder itself."""
-        key = ("" if self._vision_only else prompt, num_images)
+        """``prompt`` is text whatever it holds: what looks like a control token is spelt out in tokens of text."""
+        key = ("" if self._vision_only else one_spaced(prompt), num_images)
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
@@ -51,14 +47,9 @@ class PromptTokenizer:
         return tokens
 
     def with_answer(self, prompt: str, answer: str) -> TokenizedPrompt:
-        """A turn with one image, then the assistant's answer up to the token that ends its turn: these are targets.
-
-        Raises ``ValueError`` for texts that hold the image placeholder.
-        """
-        turn = self._tokenize(prompt, 1)
-        ids = [*self._tokenizer(answer, add_special_tokens=False)["input_ids"], self._tokenizer.eos_token_id]
-        if self._image_id in ids:
-            raise ValueError(f"the answer {answer!r} holds an image placeholder; remove {self._image_token!r} from it")
+        """A turn with one image, then the assistant's answer up to the token that ends its turn: these are targets."""
+        turn = self._tokenize(one_spaced(prompt), 1)
+        ids = [*self._plain(answer), self._tokenizer.eos_token_id]
         positions = turn.position_ids[:, -1:] + 1 + np.arange(len(ids))  # the turn ends with text: all three agree
         return TokenizedPrompt(
             ids=np.concatenate([turn.ids, np.array(ids, np.int64)]),
@@ -66,18 +57,18 @@ class PromptTokenizer:
             num_targets=len(ids),
         )
 
+    def _plain(self, text: str) -> list[int]:
+        """Tokens of a text that is data: none of them controls anything."""
+        return self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
     def _tokenize(self, prompt: str, num_images: int) -> TokenizedPrompt:
-        content = [{"type": "image"}] * num_images + [{"type": "text", "text": prompt}]
-        text = self._tokenizer.apply_chat_template(
+        content = [{"type": "image"}] * num_images + [{"type": "text", "text": _PLACE}]
+        turn = self._tokenizer.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
-        ids = np.asarray(self._tokenizer(text, add_special_tokens=False)["input_ids"], dtype=np.int64)
+        before, after = (self._tokenizer(part, add_special_tokens=False)["input_ids"] for part in turn.split(_PLACE))
+        ids = np.asarray([*before, *self._plain(prompt), *after], dtype=np.int64)
         is_image = ids == self._image_id
-        if is_image.sum() != num_images:
-            raise ValueError(
-                f"prompt {prompt!r} gives {int(is_image.sum())} image placeholders for {num_images} images; "
-                f"remove {self._image_token!r} from the prompt"
-            )
         if self._vision_only:
             end = int(np.flatnonzero(is_image)[-1]) + 1 if num_images else 1
             ids, is_image = ids[:end], is_image[:end]

@@ -41,7 +41,7 @@ def set_mode(
         inject_adapter_in_model(config, model)
     for name, parameter in model.named_parameters():
         wanted = "lora_" in name if mode == "lora" else mode == "full"
-        parameter.requires_grad_(wanted and (with_head or _is_run(name, layers, kv_layers)))
+        parameter.requires_grad_(wanted and (with_head or is_run(name, layers, kv_layers)))
 
 
 def layers_run(layers: tuple[int, ...], kv_layers: tuple[int, ...]) -> int:
@@ -49,7 +49,8 @@ def layers_run(layers: tuple[int, ...], kv_layers: tuple[int, ...]) -> int:
     return max([layer + 1 for layer in layers] + list(kv_layers), default=0)
 
 
-def _is_run(name: str, layers: tuple[int, ...], kv_layers: tuple[int, ...]) -> bool:
+def is_run(name: str, layers: tuple[int, ...], kv_layers: tuple[int, ...]) -> bool:
+    """Whether what is read depends on this parameter."""
     if name.startswith(("lm_head.", "model.language_model.norm.")):
         return False
     level = re.search(r"deepstack_merger_list\.(\d+)\.", name)

@@ -58,7 +58,8 @@ def tiny_qwen3vl_folder() -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
-            save_tiny_qwen3vl(building)
+            with torch.device("cpu"):  # whatever the caller builds without memory
+                save_tiny_qwen3vl(building)
             try:
                 os.rename(building, folder)
             except OSError:  # another process finished first
@@ -71,13 +72,18 @@ def tiny_qwen3vl_folder() -> Path:
 
 def save_tiny_qwen3vl(folder: Path) -> None:
     """Write model, tokenizer and image processor settings to ``folder``."""
+    from safetensors.torch import save_file
     from transformers import Qwen3VLForConditionalGeneration
 
     tokenizer = byte_tokenizer()
     config = small_config(tokenizer, layers=4, vision_layers=4, image_positions=64, deepstack=(1, 2, 3))
     model = Qwen3VLForConditionalGeneration(config)
     _fill_weights(model)
-    model.save_pretrained(folder)
+    # Not model.save_pretrained, which in a process group writes nothing but on rank 0.
+    config.architectures, config.dtype = [type(model).__name__], model.dtype
+    config.save_pretrained(folder)
+    weights = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}  # tied
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
     tokenizer.save_pretrained(folder)
     image_processor(config).save_pretrained(folder)
 

@@ -55,10 +55,14 @@ class ExpertBlock(nn.Module):
         encoding: Encoding,
         mask: AttentionMask,
     ) -> torch.Tensor:
-        """Action tokens (B, A, h) after the block, given the context; ``modulation`` (B or 1, 4, h)."""
+        """Action tokens (B * K, A, h) after the block, given a context of batch B; ``modulation`` (B * K or 1, 4, h).
+
+        The K draws of a sample attend side by side.
+        """
         factor1, offset1, factor2, offset2 = modulation.unsqueeze(2).unbind(1)
-        q, k, v = self.attn.qkv(self.norm1_action(x, factor1, offset1), encoding)
-        x = x + self.attn.attend(q, *context.joined(k, v), mask, encoding)
+        normed = self.norm1_action(x, factor1, offset1).reshape(len(context.keys), -1, x.shape[-1])  # (B, K * A, h)
+        q, k, v = self.attn.qkv(normed, encoding)
+        x = x + self.attn.attend(q, *context.joined(k, v), mask, encoding).reshape(x.shape)
         return x + self.mlp(self.norm2_action(x, factor2, offset2))
 
 

@@ -53,6 +53,10 @@ class VLContext:
     """What action tokens attend to, in the form that an architecture wants; a subclass holds tensors of batch first,
     lists of them, and dataclasses of them."""
 
+    def for_draws(self, draws: int) -> "VLContext":
+        """For ``draws`` noisy actions per sample in training, side by side."""
+        return _repeated(self, draws)
+
     def with_buffers(self) -> "VLContext":
         """For sampling, where the same keys and values meet those of new action tokens at every step."""
         return self
@@ -60,11 +64,25 @@ class VLContext:
 
 @dataclass
 class JointContext(VLContext):
-    """For blocks whose action tokens attend to VL tokens and to each other at once."""
+    """For blocks whose action tokens attend to VL tokens and to each other at once.
+
+    A batch of action tokens may be a multiple of that of the VL tokens (:meth:`for_draws`): A then counts the tokens of
+    all draws of a sample.
+    """
 
     keys_values: list[KeysValues | KeysValuesBuffer]  # per block
     masks: list[AttentionMask]  # per block, of action queries: (B, 1, A, L + A)
     encodings: list[Encoding]  # per block, of action tokens
+
+    def for_draws(self, draws: int) -> "JointContext":
+        """Draws share keys and values, which are most of what training reads and writes: a sample's action tokens of
+        all draws attend in one call, to VL tokens and to those of their own draw."""
+        length = self.keys_values[0].keys.shape[1]
+        masks = {id(mask): mask.for_draws(draws, length) for mask in self.masks}  # blocks share masks and encodings
+        encodings = {id(one): map_tensors(one, lambda x: torch.cat([x] * draws, dim=1)) for one in self.encodings}
+        return JointContext(
+            self.keys_values, [masks[id(mask)] for mask in self.masks], [encodings[id(one)] for one in self.encodings]
+        )
 
     def with_buffers(self) -> "JointContext":
         tokens = self.masks[0].bias.shape[-1] - self.keys_values[0].keys.shape[1]
@@ -82,14 +100,15 @@ class Context:
 
     def repeat_interleave(self, times: int) -> "Context":
         """For ``times`` noisy actions per sample, side by side: every B becomes B * times."""
-        if times == 1:
-            return self
-        repeated = {
-            field.name: _repeated(getattr(self, field.name), times)
-            for field in dataclasses.fields(self)
-            if field.name != "future_identity"  # the same for every sample
-        }
-        return dataclasses.replace(self, **repeated)
+        return self if times == 1 else self._with(_repeated(self.vl, times), times)
+
+    def for_draws(self, draws: int) -> "Context":
+        """As :meth:`repeat_interleave`, for training: what action tokens attend to need not be repeated."""
+        return self if draws == 1 else self._with(self.vl.for_draws(draws), draws)
+
+    def _with(self, vl: VLContext, times: int) -> "Context":
+        own = (_repeated(value, times) for value in (self.history, self.ref_from_ee_position))
+        return Context(vl, next(own), self.future_identity, next(own))
 
     def with_buffers(self) -> "Context":
         """See :meth:`VLContext.with_buffers`."""

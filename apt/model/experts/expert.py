@@ -160,7 +160,7 @@ class Expert(nn.Module, ABC):
                 world_from_ee = robot.world_from_ee.clone()
                 world_from_ee[..., :3, 3] += draws.ee_noise
                 robot = RobotState(world_from_ee, robot.world_from_ref, robot.history, robot.valid_ee)
-        context = self.encode_context(features, robot, draws.history_noise).repeat_interleave(samples)
+        context = self.encode_context(features, robot, draws.history_noise).for_draws(samples)
         predicted = self.denoise(context, noisy, self.modulations(draws.timestep))
         arms = [None if mask is None else mask.repeat_interleave(samples, 0) for mask in (robot.valid_ee, gripper_mask)]
         return action_loss(self.objective.error(predicted, target), *arms)

@@ -26,10 +26,32 @@ class AttentionMask:
         # Older kernels answer NaN for a query that may see nothing: let it see everything, then zero its output.
         hidden = ~mask & sees_something
         batch, queries, keys = mask.shape
-        # Rows aligned to 8 elements, which memory-efficient kernels would otherwise copy them into at every call.
-        bias = torch.zeros(batch, 1, queries, -(-keys // 8) * 8, dtype=dtype, device=mask.device)[..., :keys]
-        bias.masked_fill_(hidden.unsqueeze(1), float("-inf"))
+        bias = _rows(mask, batch, queries, keys, 0.0, dtype).masked_fill_(hidden.unsqueeze(1), float("-inf"))
         return cls(bias, sees_something.unsqueeze(-1).to(dtype))
+
+    def for_draws(self, draws: int, length: int) -> "AttentionMask":
+        """For the queries of ``draws`` draws side by side, and keys of which the first ``length`` are shared and the
+        others each draw's own: (B, 1, draws * Lq, length + draws * Lk)."""
+        shared, own = self.bias[..., :length], self.bias[..., length:]
+        batch, _, queries, keys = own.shape
+        total = length + draws * keys
+        bias = _rows(own, batch, draws * queries, total, float("-inf"))
+        for draw in range(draws):
+            rows = bias[:, :, draw * queries : (draw + 1) * queries]
+            rows[..., :length] = shared
+            rows[..., length + draw * keys : length + (draw + 1) * keys] = own
+        return AttentionMask(bias, torch.cat([self.sees_something] * draws, dim=1))
+
+
+def _rows(
+    like: torch.Tensor, batch: int, queries: int, keys: int, value: float, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """(batch, 1, queries, keys) of ``value`` where ``like`` is, and of its type unless another is given."""
+    # A GPU's kernels want rows aligned to 8 elements, and would copy them at every call; elsewhere a row that is not
+    # as long as it looks is one more layout to compile for.
+    alignment = 8 if like.is_cuda else 1
+    rows = like.new_full((batch, 1, queries, -(-keys // alignment) * alignment), value, dtype=dtype)
+    return rows[..., :keys]
 
 
 def attention(
@@ -53,8 +75,18 @@ def attention(
         )
     else:
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v, bias).transpose(1, 2)
+        on_cpu = q.device.type == "cpu" and torch.is_grad_enabled()
+        out = (trainable_on_cpu if on_cpu else F.scaled_dot_product_attention)(q, k, v, bias).transpose(1, 2)
     return out if mask is None else out * mask.sees_something
+
+
+def trainable_on_cpu(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """As ``scaled_dot_product_attention``, whose backward pass on a CPU takes several times as long as these products;
+    they keep the weights of every pair in memory."""
+    batch, heads, queries, _ = q.shape
+    bias = q.new_zeros(1, 1, 1) if bias is None else bias.expand(-1, heads, queries, -1).flatten(0, 1)
+    scores = torch.baddbmm(bias, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=q.shape[-1] ** -0.5)
+    return (scores.softmax(-1) @ v.flatten(0, 1)).unflatten(0, (batch, heads))
 
 
 class SelfAttention(nn.Module):

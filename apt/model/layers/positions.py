@@ -38,7 +38,7 @@ class RotaryEncoding:
 
     def _rotate(self, x: torch.Tensor) -> torch.Tensor:
         kept, turned = x.float().chunk(2, dim=-1)
-        even, odd = turned[..., 0::2], turned[..., 1::2]
+        even, odd = turned.unflatten(-1, (-1, 2)).unbind(-1)
         pairs = torch.stack([even * self.cos - odd * self.sin, odd * self.cos + even * self.sin], dim=-1)
         return torch.cat([kept, pairs.flatten(-2)], dim=-1)
 
