@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import sys
 
-from apt.grounding.training import GroundingConfig, GroundingRun
-from data_utils.cli import CommandLineError, parse
-from data_utils.errors import DataError
-from train_utils.errors import ConfigError
+from apt.grounding.config import GroundingConfig
+from data_utils.cli import check_writable, parse
 
 
 def main(argv: list[str]) -> int:
     try:
         config = parse(GroundingConfig, argv, "python -m apt.grounding", "Train a small vision-language model.")
+        check_writable(config.out, "--out")
+        from apt.grounding.training import GroundingRun  # and torch, which --help need not wait for
+
         judged = GroundingRun(config).run()
-    except (CommandLineError, ConfigError, DataError) as error:
+    except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     said = " and ".join(f"{judged[name]:.0%}" for name in ("point_u", "point_v"))

@@ -3,31 +3,19 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from apt.grounding.config import SmallVLM
 from apt.model.encoders.tiny import byte_tokenizer, image_processor, small_config
+from train_utils.errors import ConfigError
 
 # Image positions start this large: at Hugging Face's 0.02 the small vision tower never learned where it looks.
 POSITION_SCALE = 0.4
-
-
-@dataclass(frozen=True)
-class SmallVLM:
-    """Sizes. A token stands for 16 x 16 pixels."""
-
-    width: int = 128
-    layers: int = 6
-    heads: int = 4
-    kv_heads: int = 2
-    vision_width: int = 64
-    vision_layers: int = 3
-    bins: int = 48
-    """Places along each side of an image that have a word of their own."""
 
 
 def place_words(bins: int) -> list[str]:
@@ -62,6 +50,31 @@ def build(sizes: SmallVLM, tokenizer, image_size: int, seed: int) -> nn.Module:
     with torch.no_grad():
         model.model.visual.pos_embed.weight.normal_(0, POSITION_SCALE)
     return model
+
+
+def load(folder: Path, sizes: SmallVLM, image_size: int) -> tuple:
+    """Tokenizer and model of :func:`save`, in float32. Raises :class:`ConfigError` where it is of other sizes, or for
+    images of another size."""
+    from apt.model.encoders.hub import load_model, load_tokenizer
+
+    tokenizer, model = load_tokenizer(str(folder)), load_model(str(folder), torch.float32)
+    text, vision = model.config.text_config, model.config.vision_config
+    found = {
+        "width": text.hidden_size,
+        "layers": text.num_hidden_layers,
+        "heads": text.num_attention_heads,
+        "kv_heads": text.num_key_value_heads,
+        "vision_width": vision.hidden_size,
+        "vision_layers": vision.depth,
+        "image size": round(vision.num_position_embeddings**0.5) * 8,
+    }
+    wanted = {**dataclasses.asdict(sizes), "image size": image_size}
+    if other := [name for name, value in found.items() if value != wanted[name]]:
+        said = ", ".join(f"{name} {found[name]} for {wanted[name]}" for name in other)
+        raise ConfigError(f"{folder} has {said}; give these sizes, or train from fresh weights")
+    if missing := [word for word in place_words(sizes.bins) if word not in tokenizer.get_vocab()]:
+        raise ConfigError(f"{folder}: its tokenizer has no words for places such as {missing[0]}; give the bins it has")
+    return tokenizer, model
 
 
 def save(model: nn.Module, tokenizer, folder: Path) -> None:

@@ -16,13 +16,15 @@ class GroundingBatch:
     """B sequences of length L, padded on the left, about I pictures of G x G tokens."""
 
     images: torch.Tensor  # (I, 3, H, W) uint8
+    image_camera: torch.Tensor  # (I,) int64
     input_ids: torch.Tensor  # (B, L)
     position_ids: torch.Tensor  # (3, B, L)
     attention_mask: torch.Tensor  # (B, L) bool
     is_answer: torch.Tensor  # (B, L) bool
     cell_name: torch.Tensor  # (I, G * G) int64, what lies in a picture's cell; the number of names: nothing
     cell_offset: torch.Tensor  # (I, G * G, 2) where in the cell, shares of it
-    mention: torch.Tensor  # (M, 3) int64: sequence, token, which of its pictures
+    mention: torch.Tensor  # (M, 3) int64: sequence, token, camera in whose picture it lies
+    mention_seen: torch.Tensor  # (M,) int64, the token of the cell where it lies there
     mention_place: torch.Tensor  # (M, 2) u and v there
 
 
@@ -45,10 +47,11 @@ class BatchMaker:
 
     def draw(self, rng: np.random.Generator, scenes: np.ndarray, all_cameras: float) -> GroundingBatch:
         """A dialogue about each of ``scenes``; ``all_cameras``: share of those about all pictures, not about one."""
-        cameras = range(len(self._scenes.description.cameras))
+        cameras = len(self._scenes.description.cameras)
         made = []
         for scene in scenes:
-            shown = tuple(cameras) if rng.random() < all_cameras else (int(rng.integers(len(cameras))),)
+            about_all = rng.random() < all_cameras
+            shown = tuple(range(cameras)) if about_all else (int(rng.integers(cameras)),)
             made.append(self._sampler.draw(rng, int(scene), shown))
         return self._collate(made)
 
@@ -57,22 +60,26 @@ class BatchMaker:
         ids = np.full((len(made), length), self._pad_id)
         positions = np.zeros((3, len(made), length), np.int64)
         is_answer, mask = np.zeros(ids.shape, bool), np.zeros(ids.shape, bool)
-        images, cells, offsets, mentions, places = [], [], [], [], []
+        images, cameras, cells, offsets, mentions, seen, places = [], [], [], [], [], [], []
         for row, dialogue in enumerate(made):
             start = length - len(dialogue.ids)
             ids[row, start:], is_answer[row, start:], mask[row, start:] = dialogue.ids, dialogue.is_answer, True
             positions[:, row, start:] = self._positions(ids[row, start:])
+            pictures = np.flatnonzero(ids[row] == self._image_id)[:: self._grid**2]
             things = self._scenes.things[dialogue.scene]
             for slot, camera in enumerate(dialogue.cameras):
                 images.append(self._scenes.image(dialogue.scene, camera))
+                cameras.append(camera)
                 cell, offset = self._cells(things, camera)
                 cells.append(cell), offsets.append(offset)
                 for token, thing in dialogue.mentions:
                     if thing.places[camera] is not None:
-                        mentions.append((row, start + token, slot))
+                        mentions.append((row, start + token, camera))
+                        seen.append(pictures[slot] + self._cell(thing.places[camera]))
                         places.append(thing.places[camera])
         return GroundingBatch(
             images=torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(),
+            image_camera=torch.tensor(cameras),
             input_ids=torch.from_numpy(ids),
             position_ids=torch.from_numpy(positions),
             attention_mask=torch.from_numpy(mask),
@@ -80,6 +87,7 @@ class BatchMaker:
             cell_name=torch.from_numpy(np.stack(cells)),
             cell_offset=torch.from_numpy(np.stack(offsets)),
             mention=torch.tensor(mentions, dtype=torch.int64).view(-1, 3),
+            mention_seen=torch.tensor(seen, dtype=torch.int64),
             mention_place=torch.tensor(places, dtype=torch.float32).view(-1, 2),
         )
 
@@ -104,6 +112,10 @@ class BatchMaker:
         for thing in reversed(things):  # objects come first in a scene's list, and so are written last
             if thing.places[camera] is not None:
                 u, v = (share * self._grid for share in thing.places[camera])
-                cell = int(v) * self._grid + int(u)
+                cell = self._cell(thing.places[camera])
                 cells[cell], offsets[cell] = self._number[thing.name], (u % 1, v % 1)
         return cells, offsets
+
+    def _cell(self, place: tuple[float, float]) -> int:
+        column, row = (int(share * self._grid) for share in place)
+        return row * self._grid + column

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from apt.grounding.architecture import SmallVLM, build, make_tokenizer, place_words, save
+from apt.grounding.architecture import build, load, make_tokenizer, place_words, save
 from apt.grounding.batches import BatchMaker, GroundingBatch
 from apt.grounding.card import write_card
+from apt.grounding.config import GroundingConfig
 from apt.grounding.dialogues import DialogueSampler
 from apt.grounding.losses import GroundingModel, Judgement
 from apt.grounding.scenes import SceneSet, parts_of
@@ -29,41 +27,6 @@ STATE_FILE = "training.pt"
 PROGRESS_FILE = "progress.jsonl"
 IMAGE_STATISTICS = ([0.5] * 3, [0.5] * 3)
 EXTRA_TEXTS = ("where is the what is at there none user assistant",)
-
-
-@dataclass(frozen=True)
-class GroundingConfig:
-    scenes: Path
-    """Folder of rendered parts; the first part is for judging alone."""
-    out: Path
-    """Folder for the model, its card and what resuming needs."""
-    steps: int = 4500
-    batch: int = 32
-    """Sequences of three questions each."""
-    lr: float = 1.5e-3
-    wd: float = 0.02
-    warmup: float = 0.03
-    """Share of the steps in which the rate rises; from there it falls as a cosine."""
-    one_picture: float = 0.8
-    """Share of the steps in which every sequence is about one picture; later ones are about all, mostly."""
-    all_cameras: float = 0.7
-    """Share of sequences about all pictures in these later steps."""
-    seed: int = 0
-    threads: int | None = None
-    """CPU threads; None: torch's own number."""
-    judge_every: int = 200
-    """Steps between two judgements on held-out scenes, which are saved with the state."""
-    sizes: SmallVLM = dataclasses.field(default_factory=SmallVLM)
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch", "judge_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
-
-    def settings(self) -> dict:
-        """What the weights depend on."""
-        values = dataclasses.asdict(self)
-        return {name: value for name, value in values.items() if name not in ("scenes", "out", "threads")}
 
 
 class GroundingRun:
@@ -79,8 +42,11 @@ class GroundingRun:
         self.train, self.held_out = SceneSet(parts[1:]), SceneSet(parts[:1])
         names = sorted({*self.train.names(), *self.held_out.names()})
         description = self.train.description
-        self.tokenizer = make_tokenizer((*names, *description.sentences, *EXTRA_TEXTS), config.sizes.bins)
-        model = build(config.sizes, self.tokenizer, description.image_size, config.seed)
+        if config.init is None:
+            self.tokenizer = make_tokenizer((*names, *description.sentences, *EXTRA_TEXTS), config.sizes.bins)
+            model = build(config.sizes, self.tokenizer, description.image_size, config.seed)
+        else:
+            self.tokenizer, model = load(config.init, config.sizes, description.image_size)
         grid = description.image_size // 16
         self.model = GroundingModel(model, IMAGE_STATISTICS, len(names), len(description.cameras), config.sizes.bins)
         image_id, pad_id = model.config.image_token_id, self.tokenizer.pad_token_id
@@ -130,18 +96,16 @@ class GroundingRun:
         """A function of the seed and the step, so that a resumed run goes on with the same batches."""
         rng = np.random.default_rng([self.config.seed, number])
         drawn = rng.integers(len(scenes), size=size)
-        return self._makers[scenes].draw(rng, drawn, self._all_cameras(number))
-
-    def _all_cameras(self, step: int) -> float:
-        """Share of the sequences that are about all pictures."""
-        return self.config.all_cameras if step / self.config.steps >= self.config.one_picture else 0.0
+        return self._makers[scenes].draw(rng, drawn, self.config.all_cameras)
 
     @torch.inference_mode()
     def judge(self) -> dict[str, float]:
-        """On held-out scenes, always the same questions, as many of them about all pictures as in the last step.
+        """On held-out scenes, always the same questions.
 
         Returns:
             ``point_u``, ``point_v``: share of mentions whose last layer points to within one bin, per axis;
+            ``point_CAMERA``: in both axes, in this camera's pictures; ``look_CAMERA``: share of its head's attention
+            on the cell where what is named lies;
             ``point_error``: median distance as a share of the image; ``word_u``, ``word_v``: as ``point_``, of places
             that answers say; ``text``: share of the other tokens of answers that are right; ``loss``.
         """
@@ -150,8 +114,9 @@ class GroundingRun:
         found: dict[str, list[torch.Tensor]] = {}
         every = np.arange(len(self.held_out))
         for scenes in np.array_split(every, max(1, len(every) // self.config.batch)):
-            batch = self._makers[self.held_out].draw(rng, scenes, self._all_cameras(max(0, self.step - 1)))
-            for name, values in measure(self.model(batch), batch, self.tokenizer, self.config.sizes.bins):
+            batch = self._makers[self.held_out].draw(rng, scenes, self.config.all_cameras)
+            cameras = self.held_out.description.cameras
+            for name, values in measure(self.model(batch), batch, self.tokenizer, self.config.sizes.bins, cameras):
                 found.setdefault(name, []).append(values.float().flatten())
         self.model.train()
         return {
@@ -184,12 +149,17 @@ class GroundingRun:
         self.step, self.seconds, self.judged = state["step"], state["seconds"], state["judged"]
 
 
-def measure(said: Judgement, batch: GroundingBatch, tokenizer, bins: int) -> Iterator[tuple[str, torch.Tensor]]:
+def measure(
+    said: Judgement, batch: GroundingBatch, tokenizer, bins: int, cameras: tuple[str, ...]
+) -> Iterator[tuple[str, torch.Tensor]]:
     """What :meth:`GroundingRun.judge` averages: a number per mention, per token of an answer, or per batch."""
     yield "loss", said.loss
     off = said.pointed - batch.mention_place
     for axis, name in enumerate("uv"):
         yield f"point_{name}", off[:, axis].abs() <= 1 / bins
+    for camera, name in enumerate(cameras):
+        yield f"point_{name}", (off[batch.mention[:, 2] == camera].abs() <= 1 / bins).all(1)
+        yield f"look_{name}", said.looked[batch.mention[:, 2] == camera]
     yield "point_error", off.norm(dim=1)
     places = torch.tensor(tokenizer.convert_tokens_to_ids(place_words(bins))).view(2, -1)
     for words, name in zip(places, "uv", strict=True):

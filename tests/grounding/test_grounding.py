@@ -10,7 +10,7 @@ import torch
 from apt.grounding.__main__ import main
 from apt.grounding.architecture import SmallVLM, make_tokenizer
 from apt.grounding.batches import BatchMaker
-from apt.grounding.dialogues import DialogueSampler
+from apt.grounding.dialogues import QUESTIONS, DialogueSampler
 from apt.grounding.scenes import SceneSet, SetDescription, Thing, parts_of, write_part
 from apt.grounding.training import GroundingConfig, GroundingRun
 from apt.model.config import VLAConfig
@@ -71,7 +71,7 @@ def test_a_dialogue_reads_as_the_policys_prompt_does_and_answers_with_places(sam
         dialogue = sampler.draw(rng, scene, (0, 1))
         said = text_of(tokenizer, dialogue)
         assert said.startswith("<|im_start|>user\n<|vision_start|><|vision_end|>" + "<|vision_start|><|vision_end|>")
-        assert said.count("<|im_start|>assistant\n") == 3 and said.endswith("<|im_end|>")
+        assert said.count("<|im_start|>assistant\n") == QUESTIONS and said.endswith("<|im_end|>")
         for token, thing in dialogue.mentions:
             assert tokenizer.decode(dialogue.ids[: token + 1]).endswith(f" {thing.name}")
         seen |= {kind for kind in KINDS if kind in said}
@@ -106,10 +106,37 @@ def test_targets_of_a_batch_say_where_things_are(sampled):
                 offset = batch.cell_offset[2 * scene + camera, cell].numpy()
                 np.testing.assert_allclose(offset, [u * 4 % 1, v * 4 % 1], atol=1e-6)
     assert (batch.mention_place >= 0).all() and (batch.mention_place < 1).all()
+    for (row, _, slot), token, (u, v) in zip(
+        batch.mention.tolist(), batch.mention_seen.tolist(), batch.mention_place.tolist(), strict=True
+    ):
+        pictures = torch.nonzero(batch.input_ids[row] == 5).flatten().view(2, 4, 4)
+        assert token == pictures[slot, int(v * 4), int(u * 4)]
+
+
+def test_where_a_name_looks_is_what_that_layers_own_attention_says(folder, tmp_path, monkeypatch):
+    run = GroundingRun(config_of(folder, tmp_path, all_cameras=1.0))
+    batch, model = run._batch(run.train, 0, 4), run.model.eval()
+    asked = []
+
+    def attend(q, k, v, attn_mask=None, scale=None, plain=torch.nn.functional.scaled_dot_product_attention, **options):
+        asked.append((q, k, attn_mask, scale))
+        return plain(q, k, v, attn_mask=attn_mask, scale=scale, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attend)
+    with torch.inference_mode():
+        looked = model(batch).looked
+    q, k, mask, scale = [call for call in asked if call[0].shape[2] == batch.input_ids.shape[1]][1]  # of two layers
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
+    shares = (q @ k.transpose(-1, -2) * scale).masked_fill(~mask, float("-inf")).softmax(-1)
+    heads = {0: 0, 1: 1}  # of the two cameras
+    for share, (row, token, camera), cell in zip(
+        looked, batch.mention.tolist(), batch.mention_seen.tolist(), strict=True
+    ):
+        assert share == pytest.approx(float(shares[row, heads[camera], token, cell]), rel=1e-4)
 
 
 def config_of(folder, out, **changes):
-    fields = {"steps": 6, "batch": 4, "judge_every": 3, "one_picture": 0.5, "sizes": SIZES, "threads": 1}
+    fields = {"steps": 6, "batch": 4, "judge_every": 3, "all_cameras": 0.5, "sizes": SIZES, "threads": 1}
     return GroundingConfig(folder, out, **{**fields, **changes})
 
 
@@ -152,11 +179,28 @@ def test_the_folder_it_leaves_is_a_vlm_like_any_other(folder, tmp_path, capsys):
     assert len(tokens.ids) < 2 * 16 + 24  # every word is a token or two
 
 
+def test_a_training_goes_on_from_an_earlier_model_of_the_same_sizes(folder, tmp_path):
+    first = GroundingRun(config_of(folder, tmp_path / "first"))
+    first.run()
+    second = GroundingRun(config_of(folder, tmp_path / "second", init=tmp_path / "first"))
+    kept, taken = first.model.model.state_dict(), second.model.model.state_dict()
+    assert all(torch.equal(taken[name], kept[name].to(torch.bfloat16).float()) for name in kept)
+    assert second.tokenizer.get_vocab() == first.tokenizer.get_vocab()
+    wider = dataclasses.replace(SIZES, layers=3)
+    with pytest.raises(ConfigError, match="first has layers 2 for 3; give these sizes"):
+        GroundingRun(config_of(folder, tmp_path / "third", init=tmp_path / "first", sizes=wider))
+    with pytest.raises(ConfigError, match="has no words for places such as <x8>"):
+        GroundingRun(
+            config_of(folder, tmp_path / "third", init=tmp_path / "first", sizes=dataclasses.replace(SIZES, bins=99))
+        )
+
+
 def test_a_few_hundred_steps_teach_where_a_coloured_square_is(folder, tmp_path):
-    run = GroundingRun(config_of(folder, tmp_path, steps=60, batch=8, judge_every=60, lr=3e-3, one_picture=1.0))
+    run = GroundingRun(config_of(folder, tmp_path, steps=60, batch=8, judge_every=60, lr=3e-3, all_cameras=0.0))
     before = run.judge()
     after = run.run()
     assert after["loss"] < 0.75 * before["loss"] and after["text"] > before["text"] + 0.2
+    assert after["look_fixed"] > 2 * before["look_fixed"]
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,10 @@ def test_it_says_where_named_things_are_on_scenes_of_another_seed(tmp_path):
     maker = BatchMaker(scenes, sampler, scenes.names(), 8, tokenizer.pad_token_id, model.model.config.image_token_id)
     with torch.inference_mode():
         batch = maker.draw(np.random.default_rng(0), np.arange(48), all_cameras=0.5)
-        found = {name: float(values.float().mean()) for name, values in measure(model(batch), batch, tokenizer, BINS)}
+        found = {
+            name: float(values.float().mean())
+            for name, values in measure(model(batch), batch, tokenizer, BINS, scenes.description.cameras)
+        }
     assert found["word_u"] > 0.6 and found["word_v"] > 0.6 and found["text"] > 0.7, found
 
 
