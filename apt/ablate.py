@@ -27,18 +27,19 @@ from apt.ablation.presets import Sizes, sizes_for
 from apt.ablation.report import build_report, markdown, write_tables
 from apt.ablation.runner import REPOSITORY, Pace, Runner
 from apt.ablation.study import KINDS, Recording, Step, Study, StudyError, gpus_of_jobs
-from apt.configs import CONFIGS, TrainConfig
+from apt.ablation.worlds import WORLDS, World
+from apt.configs import TrainConfig
+from apt.presets import CONFIGS
 from apt.training.cli import parse_train_config
 from apt.training.flags import check_gpus
 from apt.training.resume_command import with_environment
-from data_utils.cli import CommandLineError, Parser, cores
+from data_utils.cli import CommandLineError, Parser, check_writable, cores
 from data_utils.data_loc import LOCATION_VARIABLE
 from data_utils.datasets import get_dataset_class
 from train_utils.errors import ConfigError
 from train_utils.failures import FAILED, MISTAKE
 from train_utils.metrics import format_duration
 
-RECORDED = "PickPlaceCan"  # the dataset that the simulator's demonstrations are
 MOST_RECORDERS = 16  # simulators side by side
 _GIVEN = "name ckpt_dir log_dir train_stage seed resume max_iterations pretrained_ckpt load_from_va device".split()
 
@@ -53,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--grid", required=True, choices=sorted(GRIDS))
-    add("--config", required=True, help="preset of apt/configs.py, e.g. ablate_cpu or ablate")
+    add("--config", required=True, help="preset of apt/presets.py, e.g. ablate_cpu or ablate")
     add("--seeds", type=int, default=2, help="runs of every row (default: %(default)s)")
     add("--rows", metavar="NAME,...", help="these rows of the grid alone (default: all)")
     add("--out", type=Path, default=Path("ablation_out"), help="folder of everything (default: %(default)s)")
@@ -61,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--gpus", help="GPU indices, e.g. 0,1,2,3, shared out among the jobs; or cpu (default: all GPUs, else the CPU)")
     add("--demos", type=Path, help="recorded data, with folders train and test (default: recorded under --out)")
     add(
-        "--evaluation", default="pickplace", help=f"{', '.join(EVALUATIONS)}, or module:function (default: %(default)s)"
+        "--evaluation", help=f"{', '.join(EVALUATIONS)}, or module:function (default: in the demonstrations' simulator)"
     )
     add("--dry-run", action="store_true", help="list the cells, what is done and how long the rest takes; run nothing")
     add("--report", action="store_true", help="write table and chart of what is there; run nothing")
@@ -103,25 +104,37 @@ def plan(argv: Sequence[str]) -> Plan:
     base = parse_train_config(["--config", args.config, *fields])
     if CONFIGS[args.config].train_stage != 1 or base.train_stage != 1:
         raise ConfigError(f"--config {args.config} is of stage 0; an ablation starts from a preset of stage 1")
-    load_evaluation(args.evaluation)
-    if args.demos is None or args.evaluation == "pickplace":
-        _check_simulator(base)
+    world = _world(base)
+    evaluation = args.evaluation or (world.evaluation if world is not None else None)
+    if evaluation is None:
+        raise CommandLineError(
+            f"--evaluation is missing: {', '.join(base.dataset_classes)} come from no simulator that is known here; "
+            f"wanted {', '.join(EVALUATIONS)}, or module:function"
+        )
+    load_evaluation(evaluation)
+    if world is not None and (args.demos is None or evaluation == world.evaluation):
+        _check_simulator()
     slots = _slots(args)
     sizes = _sizes(args)
     cells = expand(grid, base, args.seeds, sizes.iterations)
     out = args.out.absolute()
     data, demos, recording = _data(args, base, sizes, out)
-    study = Study(out, grid, cells, args.config, data, demos, args.evaluation, sizes.evaluation)
+    study = Study(out, grid, cells, args.config, data, demos, evaluation, sizes.evaluation)
     study.check()
     return Plan(args, study, recording, slots, Pace(study.folder / "pace.json", sizes.pace))
+
+
+def _world(base: TrainConfig) -> World | None:
+    """The simulated world that the training data are of, if they are."""
+    return WORLDS.get(base.dataset_classes[0]) if len(base.dataset_classes) == 1 else None
 
 
 def _has_simulator() -> bool:
     return importlib.util.find_spec("robosuite") is not None
 
 
-def _check_simulator(base: TrainConfig) -> None:
-    if base.dataset_classes == (RECORDED,) and not _has_simulator():
+def _check_simulator() -> None:
+    if not _has_simulator():
         raise StudyError(
             "the simulator is not installed: run bash scripts/setup.sh, or use --demos DIR with --evaluation open_loop"
         )
@@ -179,10 +192,11 @@ def _data(
                 raise StudyError(f"--demos {demos} has no folder {part}; wanted train and test, as recorded")
         get_dataset_class(base.dataset_classes[0])
         return {"files": files_digest(demos)}, demos, None
-    if base.dataset_classes != (RECORDED,):
+    world = _world(base)
+    if world is None:
         return {"located": list(base.dataset_classes)}, None, None  # the user's own, as in training
     workers = min(cores(), MOST_RECORDERS)
-    recording = Recording(sizes.episodes, sizes.test_episodes, sizes.evaluation.image_size, workers)
+    recording = Recording(sizes.episodes, sizes.test_episodes, sizes.evaluation.image_size, workers, world)
     return recording.settings, out / "demos", recording
 
 
@@ -195,6 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if planned.args.report:
             return _report(planned)
+        check_writable(planned.study.out, "--out")
         with _alone(planned.study.out):
             return _run(planned, argv)
     except (CommandLineError, ConfigError, StudyError, ValueError) as error:

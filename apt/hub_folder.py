@@ -32,6 +32,8 @@ CARD_FILE = "README.md"
 STATE_KEYS = (
     "arch",
     "train_stage",
+    "vlm_tensors",
+    "vlm_fingerprint",
     "current_iters",
     "last_ep",
     "epoch_samples",

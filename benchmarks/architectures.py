@@ -32,13 +32,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone, without an installation
 
-from apt.configs import CONFIGS
 from apt.infer.policy import Policy
 from apt.infer.stages import COMPILE_MODES
 from apt.model.config import SIZES, VLAConfig
 from apt.model.experts.registry import ARCHITECTURES
 from apt.model.objectives.registry import OBJECTIVES, make_objective
 from apt.model.vla import VLA
+from apt.presets import CONFIGS
 from benchmarks.episodes import make_episodes
 from benchmarks.flops import count_flops, seconds_of
 from benchmarks.qwen_sizes import SIZES as VLM_SIZES

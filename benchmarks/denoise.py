@@ -27,7 +27,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone, without an installation
 
-from apt.configs import CONFIGS
 from apt.infer.plan import Timing
 from apt.infer.planner import TrajPlanner
 from apt.infer.policy import Policy, pick_device, round_weights
@@ -36,6 +35,7 @@ from apt.model.experts.apt import ActionExpert
 from apt.model.experts.base import Modality, RobotState, VLMFeatures
 from apt.model.experts.config import ExpertConfig
 from apt.model.vla import VLA
+from apt.presets import CONFIGS
 from benchmarks.qwen_sizes import qwen3_vl_2b_folder
 from benchmarks.report import machine, save_table
 from benchmarks.uncached_denoise import uncached_predict

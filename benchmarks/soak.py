@@ -89,8 +89,8 @@ def frame(time: int) -> dict:
 def write_tiny_checkpoint(folder: Path) -> None:
     """A policy with random weights, as a run would leave it; in a process of its own, as this one needs no torch."""
     from apt.checkpoint import write_config
-    from apt.configs import CONFIGS
     from apt.model.vla import VLA
+    from apt.presets import CONFIGS
     from train_utils.saving import save_checkpoint
 
     config = dataclasses.replace(CONFIGS["debug"], image_size=64)

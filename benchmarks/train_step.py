@@ -9,6 +9,11 @@ One row per way to train; the ratio is in noise draws per second, against the ro
                Stage 1 shows the prompt to the VLM and carries language along, masked
     ours       neither of that
     K draws    several noise draws share one VLM pass and one pass of the VL stream (--noise_samples_per_obs)
+    K apart    as K draws, but keys and values of VL tokens are repeated for each draw, and attention is PyTorch's own
+               kernel also where a CPU computes gradients: before both were changed
+    K, bf16    as K draws, under bfloat16 autocast; of a CPU that multiplies in it (--half)
+    N steps    as the row before, with chunks of N steps instead of 32 (--future): where a policy plans anew after 8,
+               steps far ahead cost and are not executed
     cache      features of a frozen VLM on disk (--cache_vlm_features); cold: all are computed and written, warm: all
                are read, from memory where the operating system still has them
     gc         gradient checkpointing in the VLM (--gc)
@@ -36,11 +41,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone, without an installation
 
+from apt.model.compilation import pad_multiple
 from apt.model.config import VLAConfig
+from apt.model.experts.context import JointContext, VLContext
 from apt.model.experts.loss import ExpertLoss
+from apt.model.layers import attention
 from apt.model.vla import VLA
 from apt.training.feature_cache import FeatureCache
 from benchmarks.episodes import make_episodes
@@ -55,6 +64,7 @@ from train_utils.backend import DDPBackend
 from train_utils.feature_store import FeatureStore
 from train_utils.optim import build_optimizer
 
+_FOR_DRAWS, _TRAINABLE_ON_CPU = JointContext.for_draws, attention.trainable_on_cpu
 PARTS = ("data wait", "VLM", "expert", "backward", "optimiser")
 
 
@@ -69,6 +79,9 @@ class Row:
     cache: str | None = None  # "cold" or "warm"
     gc: bool = False
     compiled: bool = False
+    apart: bool = False
+    half: bool = False
+    future: int | None = None  # steps of a chunk, where they are not the data set's
 
 
 @dataclass(frozen=True)
@@ -84,8 +97,17 @@ class Result:
 def rows_of(stage: int, mode: str, args: argparse.Namespace) -> list[Row]:
     """The rows of one model. Checkpointing comes last: once on, it stays on."""
     rows = [Row("plain", plain=True), Row("ours", "plain")]
+    if stage == 0 or mode == "frozen":
+        many = f"ours, {args.draws} draws"
+        rows += [Row(f"{args.draws} draws apart", "ours", draws=args.draws, apart=True)]
+        rows += [Row(many, f"{args.draws} draws apart", draws=args.draws)]
+        if args.half:
+            rows += [Row(f"{many}, bf16", f"{args.draws} draws apart", draws=args.draws, half=True)]
+        if args.future:
+            name = f"{many}, bf16, {args.future} steps" if args.half else f"{many}, {args.future} steps"
+            against = f"{args.draws} draws apart"
+            rows += [Row(name, against, draws=args.draws, half=args.half, future=args.future)]
     if stage == 0:
-        rows.append(Row(f"ours, {args.draws} draws", "ours", draws=args.draws))
         rows += [Row(f"cache {state}", "ours", cache=state) for state in ("cold", "warm")]
         rows.append(Row(f"cache warm, {args.draws} draws", "ours", cache="warm", draws=args.draws))
     if args.compile:
@@ -124,15 +146,18 @@ class Bench:
         stage: 0 or 1, as on the command line; mode: of the VLM.
         episodes: files to train on.
         folder: for caches.
+        future: steps of a chunk.
     """
 
-    def __init__(self, stage: int, mode: str, args: argparse.Namespace, episodes: list[Path], folder: Path) -> None:
+    def __init__(
+        self, stage: int, mode: str, args: argparse.Namespace, episodes: list[Path], folder: Path, future: int
+    ) -> None:
         self.args, self.device, self.stage = args, torch.device(args.device), stage
         self._episodes, self._folder = episodes, folder
         torch.manual_seed(0)
         config = VLAConfig(
             model=args.model, vlm=args.vlm, vlm_layer_stride=args.stride, vlm_mode=mode, train_stage=stage,
-            attention_backend=args.attention,
+            attention_backend=args.attention, num_future=future,
         )  # fmt: skip
         frozen = torch.bfloat16 if args.bf16 and self.device.type == "cuda" else torch.float32
         with self.device:  # random weights of full size are made there in a moment
@@ -174,6 +199,9 @@ class Bench:
         return Result(statistics.median(times), parts, gib, flops)
 
     def _set(self, row: Row) -> None:
+        self._half = self.args.bf16 or row.half
+        JointContext.for_draws = VLContext.for_draws if row.apart else _FOR_DRAWS
+        attention.trainable_on_cpu = F.scaled_dot_product_attention if row.apart else _TRAINABLE_ON_CPU
         vlm = self.model.vlm
         vlm.vision_only = self.stage == 0 and not row.plain
         vlm.encoder._vision = self._one_by_one if row.plain else self._tower
@@ -181,7 +209,7 @@ class Bench:
             vlm.qwen.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.model.expert._compiled_call_impl = None  # as it was before compile()
         if row.compiled:
-            self.model.expert.compile()
+            self.model.expert.compile(dynamic=False)
 
     def _one_by_one(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         outputs = [self._tower(image[None]) for image in images]
@@ -193,8 +221,9 @@ class Bench:
         args, cuda = self.args, self.device.type == "cuda"
         changes = {f"aug_{kind}": False for kind in ("crop", "color", "blur", "background")}
         size = (args.image_size, args.image_size)
+        changes |= {"image_hw": size, "num_future": row.future or PickPlaceCan.config.num_future}
         dataset = PickPlaceCan(
-            list(map(str, self._episodes)), config=dataclasses.replace(PickPlaceCan.config, image_hw=size, **changes)
+            list(map(str, self._episodes)), config=dataclasses.replace(PickPlaceCan.config, **changes)
         )
         tokenize = self.model.vlm.prompt_tokenizer(size)
         options = LoaderOptions(
@@ -205,7 +234,8 @@ class Bench:
             prefetch_factor=4,
             timeout=300,
         )
-        loader, _ = build_loader([dataset], options, tokenize=tokenize, pad_id=tokenize.pad_id)
+        multiple = pad_multiple(row.compiled)
+        loader, _ = build_loader([dataset], options, tokenize=tokenize, pad_id=tokenize.pad_id, pad_multiple=multiple)
         batches = iter(loader)
         if row.cache is None:
             return None, batches
@@ -214,7 +244,7 @@ class Bench:
         return cache, cache.ahead(batches)
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.args.bf16)
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._half)
 
     def _forward(self, row: Row, cache: FeatureCache | None, batch: Batch, timer: Timer) -> ExpertLoss:
         with self._autocast():
@@ -234,7 +264,7 @@ class Bench:
 
     def _flops(self, row: Row, cache: FeatureCache | None, batch: Batch) -> float:
         """Of one step. Compiling and recomputing do not change what a row needs: its like is counted without them."""
-        kind = (row.plain, row.draws, row.cache == "warm")
+        kind = (row.plain, row.draws, row.cache == "warm", row.apart, row.future)
         if kind not in self._counted:
             timer = Timer(self.device, wait=False)
             self._set_attention("sdpa")  # the counter knows no other
@@ -297,11 +327,14 @@ def run(args: argparse.Namespace, folder: Path) -> Iterator[tuple[tuple[str, Row
         title = "Stage 1 (VA prior)" if stage == 0 else f"Stage 2 (VLA), VLM {mode}"
         if f"{stage + 1}{mode}" not in args.only and args.only:
             continue
-        bench = Bench(stage, mode, args, episodes, folder)
-        for row in rows_of(stage, mode, args):
-            yield (title, row), bench.measure(row)
-        del bench
-        torch.cuda.empty_cache()
+        rows, usual = rows_of(stage, mode, args), PickPlaceCan.config.num_future
+        for future in sorted({row.future or usual for row in rows}, reverse=True):
+            bench = Bench(stage, mode, args, episodes, folder, future)
+            for row in rows:
+                if (row.future or usual) == future:
+                    yield (title, row), bench.measure(row)
+            del bench
+            torch.cuda.empty_cache()
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -319,6 +352,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--draws", type=int, default=4, help="of the rows with several (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
+    parser.add_argument("--half", action="store_true", help="also with bfloat16 autocast, where it is not that anyway")
+    parser.add_argument("--future", type=int, help="also with chunks of so many steps")
     parser.add_argument("--gc", action="store_true", help="also with gradient checkpointing in the VLM")
     parser.add_argument("--compile", action="store_true", help="also with the expert compiled")
     parser.add_argument("--only", nargs="+", default=(), choices=("1frozen", "2frozen", "2lora", "2full"))

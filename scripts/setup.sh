@@ -4,14 +4,17 @@
 set -euo pipefail
 torchcodec=""
 deepspeed=""
+browser=""
 for argument in "$@"; do
     case "$argument" in
         --torchcodec) torchcodec="yes" ;;
         --deepspeed) deepspeed="yes" ;;
+        --browser) browser="yes" ;;
         -h | --help)
-            echo 'usage: bash scripts/setup.sh [--torchcodec] [--deepspeed]   (PYTHON=... chooses the interpreter)'
+            echo 'usage: bash scripts/setup.sh [--torchcodec] [--deepspeed] [--browser]   (PYTHON=... chooses the interpreter)'
             echo '  --torchcodec  also install the video reader torchcodec and the FFmpeg libraries it needs (apt-get)'
             echo '  --deepspeed   also install DeepSpeed, for scripts/train.sh --backend deepspeed'
+            echo '  --browser     also install Chromium and its driver (apt-get), for the tests of pages; without it they skip'
             exit 0 ;;
         *) printf 'error: unknown argument %s; see bash scripts/setup.sh --help\n' "$argument" >&2; exit 2 ;;
     esac
@@ -77,5 +80,9 @@ if [ -n "$deepspeed" ] && ! .venv/bin/python -m pip show -q deepspeed 2>/dev/nul
     say "installing deepspeed into .venv"
     # Its fused kernels are compiled when first used; nothing here needs them.
     DS_BUILD_OPS=0 .venv/bin/python -m pip install -q --disable-pip-version-check deepspeed==0.19.8
+fi
+if [ -n "$browser" ] && ! { command -v chromium && command -v chromedriver; } >/dev/null; then
+    may_install || fail "the tests of pages need Chromium; run: apt-get install chromium chromium-driver"
+    apt_install chromium chromium-driver
 fi
 say "ready: .venv, $(.venv/bin/python -c 'import torch; print("torch", torch.__version__, "with CUDA" if torch.cuda.is_available() else "on the CPU")')"

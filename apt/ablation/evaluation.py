@@ -81,6 +81,8 @@ class Evaluation(Protocol):
 EVALUATIONS = {
     "pickplace": "examples.pickplace.ablation:evaluate_policy",
     "open_loop": "examples.pickplace.ablation:evaluate_open_loop",
+    "blocks": "examples.blocks.ablation:evaluate_policy",
+    "blocks_open_loop": "examples.blocks.ablation:evaluate_open_loop",
 }
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from apt.configs import UNIT_SCALE, TrainConfig
+from apt.configs import TrainConfig
+from apt.presets import UNIT_SCALE
 from train_utils.errors import ConfigError
 
 

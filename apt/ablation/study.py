@@ -14,9 +14,11 @@ import torch
 
 from apt.ablation.evaluation import EVALUATION_FOLDER, RESULT_FILE, SETTINGS_FILE, EvaluationSizes
 from apt.ablation.grid import Cell, Grid, Prior, digest
-from apt.checkpoint import LATEST
-from apt.configs import CONFIGS, TrainConfig
+from apt.ablation.worlds import World
+from apt.configs import TrainConfig
+from apt.presets import CONFIGS
 from data_utils.files import read_json, write_json, write_text
+from train_utils.places import LATEST
 
 KINDS = ("record", "stage 0", "stage 1", "evaluation")
 LOG_FILE, FAILED_FILE = "log.txt", "failed.json"
@@ -63,12 +65,14 @@ class Recording:
     test_episodes: int
     image_size: int
     workers: int
-    scene: str = "trays"
+    world: World
     seed: int = 0
 
     @property
     def settings(self) -> dict[str, Any]:
-        return {name: value for name, value in dataclasses.asdict(self).items() if name != "workers"}
+        """What the episodes depend on, as JSON gives it back."""
+        values = {name: value for name, value in vars(self).items() if name not in ("workers", "world")}
+        return {**values, "record": self.world.record, "flags": list(self.world.flags)}
 
     def steps(self, demos: Path) -> list[Step]:
         """Held-out episodes come from other seeds."""
@@ -76,9 +80,9 @@ class Recording:
         return [self._step(demos / part, count, seed) for part, count, seed in parts]
 
     def _step(self, folder: Path, count: int, seed: int) -> Step:
-        command = [sys.executable, "-m", "examples.pickplace.record", "--out", str(folder), "--episodes", str(count)]
-        command += ["--seed", str(seed), "--scene", self.scene, "--image-size", str(self.image_size)]
-        command += ["--workers", str(self.workers), "--paraphrases", "1"]
+        command = [sys.executable, "-m", self.world.record, "--out", str(folder), "--episodes", str(count)]
+        command += ["--seed", str(seed), "--image-size", str(self.image_size)]
+        command += ["--workers", str(self.workers), *self.world.flags]
 
         def left() -> int:
             path = folder / "dataset.json"
@@ -279,7 +283,8 @@ def trained_iterations(checkpoint: Path) -> int:
 def changed_fields(config: TrainConfig, preset: TrainConfig) -> list[str]:
     """The command line's ``--field value ...`` that make ``config`` of ``preset``."""
     arguments = []
-    for name, value in config.to_dict().items():
+    for name in (item.name for item in dataclasses.fields(TrainConfig)):
+        value = getattr(config, name)
         if name in _OWN_FIELDS or value == getattr(preset, name):
             continue
         arguments.append(f"--{name}")

@@ -30,11 +30,19 @@ class BlocksEnv(PickPlaceEnv):
 
     Args:
         split: one of the world file's ``splits``.
+        nearest: share of the episodes in which the named block is made to lie nearest to the trays, so that the
+            scene alone tells which it is; None: none is.
     """
 
     def __init__(
-        self, split: str = "SO", image_size: int = 128, world: World | None = None, paraphrases: int | None = None
+        self,
+        split: str = "SO",
+        image_size: int = 128,
+        world: World | None = None,
+        paraphrases: int | None = None,
+        nearest: float | None = None,
     ) -> None:
+        self._nearest = nearest
         self.world = load_world() if world is None else world
         self.split: SplitSpec = self.world.split(split)
         super().__init__(self.world.scene(self.split.environment), image_size, paraphrases)
@@ -53,12 +61,44 @@ class BlocksEnv(PickPlaceEnv):
         if task is not None:
             raise ValueError("an episode of blocks has the task that its seed draws; give none")
         rng = np.random.default_rng(seed)
-        layout = self.world.draw(rng, self.split)
+        self._begin(rng, self.world.draw(rng, self.split))
+        prompts = self.prompts
+        self.prompt = prompts[rng.integers(len(prompts))]
+
+    def reset_for(self, seed: int | Sequence[int], instruction: str) -> None:
+        """As :meth:`reset`, with the block and the tray that an instruction names among what is there.
+
+        Raises ``ValueError`` where it does not name one of each.
+        """
+        rng = np.random.default_rng(seed)
+        self._begin(rng, self.world.draw(rng, self.split, self.world.request(instruction)))
+        self.prompt = instruction
+
+    def instruct(self, instruction: str) -> None:
+        """Another instruction for what is there now.
+
+        Raises ``ValueError`` where it does not name a block and a tray that are there; the old one then stands.
+        """
+        request = self.world.request(instruction)
+        names = {title: name for name, title in (self._blocks | self._trays).items()}
+        wanted = [str(request.block), f"{request.tray} tray"]
+        if missing := [title for title in wanted if title not in names]:
+            raise ValueError(f"there is no {' and no '.join(missing)} here; there are {', '.join(names)}")
+        self.task = Task(*(names[title] for title in wanted))
+        self.prompt = instruction
+
+    def push(self, name: str, velocity: Sequence[float]) -> None:
+        """Give a block a sideways velocity (2,) in m/s, as a hand in passing would."""
+        data = self.sim.sim.data
+        joint = self.sim.objects[name].joints[0]
+        speed = data.get_joint_qvel(joint).copy()
+        speed[:2] = velocity
+        data.set_joint_qvel(joint, speed)
+
+    def _begin(self, rng: np.random.Generator, layout: Layout) -> None:
         target = self._set_up(rng, layout, self.draw_start_pose(rng))
         self.task = Task(target, layout.target)
         self._instructions = layout.instructions
-        prompts = self.prompts
-        self.prompt = prompts[rng.integers(len(prompts))]
 
     def reset_episode(self, seed: int | Sequence[int], index: int) -> None:
         self.reset(seed)
@@ -79,6 +119,10 @@ class BlocksEnv(PickPlaceEnv):
         self._looks.draw(rng, colors)
         self._start_robot(world_from_ee)
         places = self._draw_placements(rng, len(slots))
+        if self._nearest is not None and rng.random() < self._nearest:
+            # The trays lie on the side of greater y. Places are swapped with their turns, whose distribution stays.
+            first = int(np.argmax(places[:, 1]))
+            places[[0, first]] = places[[first, 0]]
         for slot, (x, y, yaw) in zip(slots, places, strict=True):
             self._put(slot, x, y, self.scene.arena.source_bin[2] + 0.02, yaw)
         for number, slot in enumerate(slot for slot in self.scene.objects if slot not in self._blocks):
@@ -101,7 +145,7 @@ class BlocksEnv(PickPlaceEnv):
         return tuple(self._blocks)
 
     def title(self, name: str) -> str:
-        return self._blocks.get(name) or self._trays[name]
+        return self._blocks.get(name) or self._trays.get(name) or self.scene.containers[name].nouns[0]
 
     @property
     def prompts(self) -> list[str]:
@@ -126,7 +170,7 @@ class _Looks:
         self._geoms = {
             name: np.flatnonzero(model.geom_bodyid == model.body(env.sim.objects[name].root_body).id)
             for name in env.scene.objects
-        } | {name: np.array([model.geom(f"{name}_mat").id]) for name in env.scene.containers}
+        } | {name: np.array([model.geom(f"{name}_mat").id]) for name in env.world.trays}
         for geoms in self._geoms.values():
             model.geom_matid[geoms] = -1  # a material's own colour would cover theirs
         self._light, self._materials = model.light_diffuse.copy(), model.mat_rgba.copy()

@@ -1,8 +1,9 @@
 """Does a policy put the block that is named into the tray that is named? In closed loop, by split.
 
-    python -m examples.blocks.evaluate --ckpt CKPT --split SO --episodes 20 --seed 7 --out results/blocks
+    python -m examples.blocks.evaluate --split SO --episodes 20 --seed 7 --out results/blocks
 
-Results are written as ``examples.pickplace.evaluate`` writes them; stopped, the same command goes on.
+Of the shipped policy where no --ckpt is given. Results are written as ``examples.pickplace.evaluate`` writes them;
+stopped, the same command goes on.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 import tyro
 
 from examples.blocks.env import BlocksEnv
+from examples.blocks.shipped import DENOISING_STEPS, EXECUTE_STEPS, POLICY
 from examples.blocks.world import WORLD_FILE, load_world
 from examples.errors import SimulatorError
 from examples.pickplace.evaluate import ClosedLoopConfig, evaluate
@@ -24,9 +26,12 @@ class BlocksEvaluateConfig(ClosedLoopConfig):
     split: str = "SO"
     """What is unseen: SO nothing, UO the object, UC the tray's colour, UE the environment, UOUE object and environment,
     UI the instruction's wording."""
+    ckpt: Path | None = POLICY
+    """Checkpoint of the model, a run's .pt or an exported folder; the shipped policy where none is given."""
     image_size: int = 128
     max_steps: int = 110
-    denoising_steps: int | None = 10
+    execute_steps: int = EXECUTE_STEPS
+    denoising_steps: int | None = DENOISING_STEPS
     world: Path = WORLD_FILE
 
     def make_env(self) -> BlocksEnv:

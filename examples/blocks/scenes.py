@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from apt.grounding.scenes import PART, Place, SetDescription, Thing, write_part
-from data_utils.cli import CommandLineError, bar, parse
+from data_utils.cli import CommandLineError, bar, check_writable, parse
 from data_utils.geometry.camera import project
 from examples.blocks.env import BlocksEnv
 from examples.errors import SimulatorError
@@ -121,6 +121,7 @@ def main() -> None:
         config = parse(
             ScenesConfig, sys.argv[1:], "python -m examples.blocks.scenes", "Render labelled scenes of blocks."
         )
+        check_writable(config.out, "--out")
         render(config)
     except (CommandLineError, ValueError, ImportError, SimulatorError) as error:
         raise SystemExit(f"error: {error}") from error

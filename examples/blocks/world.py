@@ -6,6 +6,7 @@ Nothing here needs the simulator: an episode's blocks, trays and instruction fol
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from examples.pickplace.scene import (
 )
 
 WORLD_FILE = Path(__file__).parent / "blocks.yaml"
+GOAL = "goal"  # the container of a world that has one
 MAX_DRAWS = 10_000
 
 
@@ -75,6 +77,15 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Request:
+    """What an instruction names."""
+
+    block: Block
+    tray: str
+    """The tray's colour."""
+
+
+@dataclass(frozen=True)
 class Layout:
     """An episode's things, without their places."""
 
@@ -83,7 +94,7 @@ class Layout:
     trays: dict[str, str]
     """Compartment -> colour."""
     target: str
-    """The compartment that is named."""
+    """The compartment that is named, or the world's goal."""
     instructions: tuple[str, ...]
     """Paraphrases of the instruction, one of which is given."""
 
@@ -115,6 +126,8 @@ class World:
     unseen_instructions: tuple[str, ...]
     splits: dict[str, SplitSpec]
     success: SuccessSpec
+    goal: ContainerSpec | None = None
+    """Where every instruction wants the block, in place of a tray."""
 
     def __post_init__(self) -> None:
         for shape, colors in self.seen.items():
@@ -176,17 +189,45 @@ class World:
             cameras=cameras,
             objects=objects,
             placement=self.placement,
-            containers={name: dataclasses.replace(tray, color=grey) for name, tray in self.trays.items()},
+            containers={name: dataclasses.replace(tray, color=grey) for name, tray in self.trays.items()}
+            | ({} if self.goal is None else {GOAL: self.goal}),
             tasks=(Task(next(iter(objects)), next(iter(self.trays))),),
             instructions=self.instructions,
             success=self.success,
         )
 
-    def draw(self, rng: np.random.Generator, split: SplitSpec) -> Layout:
-        """Blocks, trays and instruction of an episode; which block, which tray and which colours are drawn evenly."""
-        target = _choice(rng, self.unseen_blocks if split.object else self.seen_blocks)
+    def request(self, instruction: str) -> Request:
+        """Which block and which tray an instruction names, whatever its wording.
+
+        Raises:
+            ValueError: it does not name one of each.
+        """
+        words = re.findall(r"[a-z]+", instruction.lower())
+        pairs = [(color, noun) for color, noun in zip(words, words[1:], strict=False) if color in self.colors]
+        blocks = [Block(color, noun) for color, noun in pairs if noun in self.shapes]
+        trays = [color for color, noun in pairs if noun == "tray"]
+        if len(blocks) != 1 or len(trays) != 1:
+            raise ValueError(
+                f'"{instruction}" does not name one block and one tray; wanted for example '
+                f'"{self.instructions[0].format(object=self.seen_blocks[0], container=self.seen_trays[0] + " tray")}", '
+                f"of colours {', '.join(self.colors)} and shapes {', '.join(self.shapes)}"
+            )
+        return Request(blocks[0], trays[0])
+
+    def draw(self, rng: np.random.Generator, split: SplitSpec, request: Request | None = None) -> Layout:
+        """Blocks, trays and instruction of an episode; which block, which tray and which colours are drawn evenly.
+
+        ``request`` says which block and tray are named.
+        """
+        if request is None:
+            target = _choice(rng, self.unseen_blocks if split.object else self.seen_blocks)
+        else:
+            target = request.block
         others = self._draw_others(rng, target, self.seen_blocks)
-        named = _choice(rng, self.unseen_trays if split.container else self.seen_trays)
+        if request is None:
+            named = _choice(rng, self.unseen_trays if split.container else self.seen_trays)
+        else:
+            named = request.tray
         rest = [color for color in self.seen_trays if color != named]
         compartments = list(self.trays)
         place = _choice(rng, compartments)
@@ -196,7 +237,8 @@ class World:
                 trays[compartment] = rest.pop(int(rng.integers(len(rest))))
         templates = self.unseen_instructions if split.instruction else self.instructions
         texts = tuple(template.format(object=target, container=f"{named} tray") for template in templates)
-        return Layout((target, *others), {name: trays[name] for name in compartments}, place, texts)
+        goal = place if self.goal is None else GOAL
+        return Layout((target, *others), {name: trays[name] for name in compartments}, goal, texts)
 
     def draw_scenery(self, rng: np.random.Generator) -> Layout:
         """Blocks and trays of any colours, for pictures that a vision-language model learns from."""

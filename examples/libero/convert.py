@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from data_utils.convert.provenance import state_of
 from data_utils.convert.runner import Job, Skipped
 from data_utils.errors import DataError
 from data_utils.h5io import CameraData, EpisodeData
@@ -94,6 +95,9 @@ class LiberoConverter:
                     raise DataError(f"{path}: {demo} is also in {other}; name one of the two in --src", "location")
                 jobs[job.name] = job
         return list(jobs.values())
+
+    def made_from(self, job: Job) -> dict:
+        return {"files": state_of([job.key[0]])}
 
     def convert(self, job: Job) -> EpisodeData:
         path, name = job.key

@@ -109,6 +109,9 @@ class LiberoRecorder:
             for number in range(self.config.episodes)
         ]
 
+    def made_from(self, job: Job) -> None:
+        """Of nothing that could change beside the settings."""
+
     def convert(self, job: Job) -> EpisodeData:
         """Raises ``Skipped`` where the expert fails."""
         task, number = job.key

@@ -1,4 +1,4 @@
-"""A small world that the quickstart records, trains and evaluates in.
+"""A small world of everyday things, to record, train and evaluate in.
 
 Imports ``apt`` and below.
 """

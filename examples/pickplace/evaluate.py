@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import tyro
 
-from data_utils.cli import bar, cores
+from data_utils.cli import bar, check_writable, cores
 from data_utils.drawing.mp4 import VideoWriter
 from data_utils.files import atomic_write, read_json, write_json
 from data_utils.words import describe_differences
@@ -122,6 +122,7 @@ def evaluate(config: ClosedLoopConfig, planner: TrajPlanner | None = None) -> di
     Raises ``ValueError`` where ``config.out`` holds results of other settings.
     """
     started = time.monotonic()
+    check_writable(config.out, "--out")
     rows = _take_up(config)
     missing = [index for index in range(config.episodes) if index not in rows]
     with bar(total=config.episodes, initial=config.episodes - len(missing), unit="episode") as progress:

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from data_utils.cli import bar
+from data_utils.cli import bar, check_writable
 from data_utils.files import write_json
 from data_utils.h5io import EpisodeWriter
 from examples.disturbance import Disturbance
@@ -102,7 +102,9 @@ def record_episode(env: PickPlaceEnv, config: RecordConfig, index: int) -> Recor
         seed = [config.seed, index, attempt, RECORD_STREAM]
         config.begin(env, seed, index)
         disturbance = Disturbance(np.random.default_rng([*seed, 0, 1]), config.disturb)
-        with EpisodeWriter(path, list(env.scene.cameras), 1, env.prompts, config.jpeg_quality) as writer:
+        with EpisodeWriter(
+            path, list(env.scene.cameras), 1, env.prompts, config.jpeg_quality, overwrite=True
+        ) as writer:
 
             def add_frame(pose: np.ndarray, openness: float, writer: EpisodeWriter = writer) -> None:
                 frame = env.obs_frame()
@@ -148,6 +150,7 @@ def record(config: RecordConfig) -> dict[int, RecordedEpisode]:
     """
     started = time.monotonic()
     config.check()
+    check_writable(config.out, "--out")
     select_gl()
     config.out.mkdir(parents=True, exist_ok=True)
     settings, done = read_dataset(config.out)

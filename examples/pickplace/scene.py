@@ -6,14 +6,14 @@ Lengths are metres, angles radians, speeds m/s; world axes are x away from the r
 from __future__ import annotations
 
 import dataclasses
+import re
 import string
-import types
-import typing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import yaml
+
+from data_utils.yaml_file import Wrong, build, read_yaml
 
 SCENES_DIR = Path(__file__).parent / "scenes"
 
@@ -254,50 +254,21 @@ def load_scene(name_or_path: str | Path) -> Scene:
 
 
 def read_spec(kind: type, path: Path):
-    """An instance of the dataclass ``kind`` from a YAML file. Raises ``ValueError`` that names the file and key."""
+    """An instance of the dataclass ``kind`` from a YAML file; a file may be ``like`` another one beside it, whose keys
+    hold where it has none of its own. Raises ``ValueError`` that names the file, line and key."""
+    own = read_yaml(path)
+    files, values = [own], own.value
+    if isinstance(values, dict) and "like" in values:
+        other = path.parent / str(values["like"])
+        if not other.is_file():
+            raise ValueError(f"{own.at('like')}: like: there is no {other}")
+        files.append(read_yaml(other))
+        if not isinstance(files[1].value, dict):
+            raise ValueError(f"{other}: is no mapping from keys, which {own.at('like')} takes them from")
+        values = {**files[1].value, **{key: value for key, value in values.items() if key != "like"}}
     try:
-        return _parse(kind, yaml.safe_load(path.read_text(encoding="utf-8")), "")
-    except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"scene file {path}: {error}") from error
-
-
-def _parse(kind, value, where: str):
-    """``value`` as the annotated type ``kind``; ``where`` is its dotted key, for messages."""
-    here = f"{where}: " if where else ""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        required = {
-            field.name
-            for field in dataclasses.fields(kind)
-            if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        }
-        if not isinstance(value, dict):
-            raise ValueError(f"{here}is {value!r}; wanted a mapping with the keys {', '.join(hints)}")
-        if unknown := [str(key) for key in value if key not in hints]:
-            raise ValueError(f"{here}unknown key {', '.join(unknown)}; known keys: {', '.join(hints)}")
-        if missing := sorted(required - set(value)):
-            raise ValueError(f"{here}key {', '.join(missing)} is missing")
-        fields = {key: _parse(hints[key], item, f"{where}.{key}".lstrip(".")) for key, item in value.items()}
-        try:
-            return kind(**fields)
-        except ValueError as error:
-            raise ValueError(f"{here}{error}") from error
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise ValueError(f"{here}is {value!r}; wanted a mapping from names")
-        return {str(key): _parse(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
-    if origin is tuple:
-        length = None if arguments[-1] is Ellipsis else len(arguments)
-        if not isinstance(value, list) or (length is not None and len(value) != length):
-            raise ValueError(f"{here}is {value!r}; wanted a list" + (f" of {length} numbers" if length else ""))
-        return tuple(_parse(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if origin in (types.UnionType, typing.Union):
-        return None if value is None else _parse(arguments[0], value, where)
-    if kind is float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not np.isfinite(value):
-            raise ValueError(f"{here}is {value!r}; wanted a finite number")
-        return float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ValueError(f"{here}is {value!r}; wanted {'text' if kind is str else kind.__name__}")
-    return value
+        return build(kind, values)
+    except Wrong as error:
+        top = re.split(r"[.\[]", error.place)[0]
+        file = next((file for file in files if isinstance(file.value, dict) and top in file.value), own)
+        raise ValueError(f"{file.at(error.place)}: {error}") from error

@@ -9,7 +9,7 @@ from pathlib import Path
 from apt.ablation.evaluation import RESULT_FILE, EvaluationSizes
 from apt.ablation.grid import GRIDS, Cell, Iterations, digest, expand, select_rows
 from apt.ablation.study import Study
-from apt.configs import get_config
+from apt.presets import get_config
 from data_utils.files import write_json
 
 SETTINGS = ("SO", "UO", "UC", "UOUE")

@@ -27,7 +27,7 @@ def simulator(monkeypatch):
         (["--max-iterations=5"], "--max_iterations is set by the ablation itself"),
         (["--seeds", "0"], "--seeds is 0"),
         (["--rows", "nothing"], "no row nothing; it has ki_1stage"),
-        (["--evaluation", "guess"], "wanted pickplace, open_loop, or module:function"),
+        (["--evaluation", "guess"], "wanted pickplace, open_loop, blocks, blocks_open_loop, or module:function"),
         (["--evaluation", "json:no_such"], "no_such"),
         (["--eval-noise-seeds", "1"], "--eval-noise-seeds is 1; wanted at least 2"),
         (["--demos", "/nowhere"], "has no folder train"),
@@ -82,6 +82,17 @@ def test_sizes_come_from_the_preset_and_the_command_line_goes_over_them(tmp_path
     steps = {cell.row.stages: cell.config.max_iterations for cell in planned.study.cells}
     assert steps == {1: 7, 2: 7} and planned.study.sizes.episodes == 3 and planned.study.sizes.image_size == 96
     assert planned.slots == ["cpu", "cpu"] and planned.recording.image_size == 96
+
+
+@pytest.mark.usefixtures("simulator")
+def test_the_data_set_says_in_which_world_demonstrations_are_recorded_and_policies_run(tmp_path, capsys):
+    argv = ["--grid", "table2", "--gpus", "cpu", "--out", str(tmp_path)]
+    planned = plan([*argv, "--config", "blocks"])
+    assert planned.study.evaluation == "blocks" and planned.study.sizes.image_size == 128
+    assert "examples.blocks.record" in planned.recording.steps(tmp_path)[0].command("cpu")
+    assert plan([*argv, "--config", "ablate_cpu"]).study.evaluation == "pickplace"
+    assert main([*argv, "--config", "finetune_aloha_pp"]) == 2
+    assert "--evaluation is missing: AlohaPickPlace come from no simulator" in capsys.readouterr().err
 
 
 def test_a_missing_simulator_is_said_before_anything_is_trained(tmp_path, capsys, monkeypatch):

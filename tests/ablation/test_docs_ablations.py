@@ -10,7 +10,9 @@ from apt.ablate import build_parser
 from apt.ablation.evaluation import EvaluationSizes
 from apt.ablation.grid import GRIDS, Iterations, expand
 from apt.ablation.presets import SIZES
-from apt.configs import CONFIGS, TrainConfig
+from apt.configs import TrainConfig
+from apt.presets import CONFIGS
+from apt.training.cli import parse_train_config
 from tests.training.helpers import REPOSITORY
 
 DOCS = (REPOSITORY / "docs" / "ablations.md").read_text(encoding="utf-8")
@@ -27,7 +29,8 @@ def test_every_command_parses_and_names_presets_with_sizes_and_fields_that_exist
         words = shlex.split(command)
         assert words[:3] == ["python", "-m", "apt.ablate"]
         args, fields = build_parser().parse_known_args(words[3:])
-        assert args.config in SIZES and args.config in CONFIGS and not fields
+        assert args.config in SIZES and args.config in CONFIGS
+        parse_train_config(["--config", args.config, *fields])
     inline = set(re.findall(r"`(--[a-z_-]+)", DOCS))
     known = {option for action in build_parser()._actions for option in action.option_strings}
     known |= {f"--{field.name}" for field in dataclasses.fields(TrainConfig)} | {"--field"}

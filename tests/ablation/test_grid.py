@@ -9,8 +9,9 @@ import pytest
 
 from apt.ablation.grid import GRIDS, STAGE_1_ONLY, Grid, Row, expand, files_digest, learned_fields, select_rows
 from apt.ablation.study import changed_fields
-from apt.configs import CONFIGS, UNIT_SCALE, TrainConfig
+from apt.configs import TrainConfig
 from apt.model.objectives.registry import PREDICTIONS
+from apt.presets import CONFIGS, UNIT_SCALE
 from apt.training.cli import parse_train_config
 from tests.ablation.helpers import ITERATIONS, make_study
 from train_utils.errors import ConfigError

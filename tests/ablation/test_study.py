@@ -10,6 +10,7 @@ import torch
 
 from apt.ablation.evaluation import RESULT_FILE, SETTINGS_FILE, evaluate_cell
 from apt.ablation.study import Recording, StudyError, gpus_of_jobs, trained_iterations
+from apt.ablation.worlds import WORLDS
 from data_utils.files import read_json, write_json
 from tests.ablation.helpers import finish, make_study
 from train_utils.saving import save_checkpoint
@@ -111,7 +112,7 @@ def test_an_evaluation_that_gives_no_number_leaves_no_result(tmp_path):
 
 
 def test_recording_asks_for_what_is_missing_and_refuses_to_drop_what_is_there(tmp_path):
-    (train, test) = Recording(5, 2, 64, workers=1).steps(tmp_path)
+    (train, test) = Recording(5, 2, 64, 1, WORLDS["PickPlaceCan"]).steps(tmp_path)
     assert (train.left(), test.left()) == (5, 2)
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "dataset.json").write_text(json.dumps({"settings": {}, "episodes": [{}] * 4}))

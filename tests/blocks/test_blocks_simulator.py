@@ -7,13 +7,17 @@ import json
 import numpy as np
 import pytest
 
+from apt.ablation.evaluation import EvaluationRequest, EvaluationSizes
 from apt.grounding.scenes import SceneSet, parts_of
 from data_utils.geometry.camera import project
 from data_utils.h5io import Episode
 from examples.blocks import scenes
+from examples.blocks.ablation import BlocksJudge
 from examples.blocks.env import BlocksEnv
 from examples.blocks.evaluate import BlocksEvaluateConfig, closing_line
-from examples.blocks.record import BlocksRecordConfig, miss
+from examples.blocks.record import BlocksRecordConfig, detour, lead, miss
+from examples.blocks.shipped import POLICY
+from examples.blocks.world import WORLD_FILE, load_world
 from examples.pickplace.evaluate import evaluate
 from examples.pickplace.expert import ScriptedExpert
 from examples.pickplace.record import read_dataset, record
@@ -110,6 +114,42 @@ def test_after_a_miss_the_gripper_is_beside_the_block_and_the_expert_tries_again
         assert run_episode(env, ScriptedExpert(), 120).success
 
 
+def test_where_a_policy_leaves_off_the_expert_goes_on(env):
+    from apt.infer.planner import TrajPlanner
+
+    planner = TrajPlanner(POLICY, device="cpu", ensemble=0, steps=5)
+    rng, led, mended = np.random.default_rng(0), 0, 0
+    for seed in range(4):
+        env.reset([50, seed])
+        start = env.world_from_ee
+        if lead(env, rng, planner):
+            led += 1
+            assert env.time == 0 and abs(env.world_from_ee - start).max() > 0.01
+            mended += run_episode(env, ScriptedExpert(), 120).success
+    assert led and mended >= led / 2  # not from everywhere; recording then draws anew
+
+
+def test_in_a_world_with_a_goal_every_instruction_wants_the_block_there():
+    world = load_world(WORLD_FILE.with_name("corner.yaml"))
+    with BlocksEnv("UO", image_size=64, world=world) as env:
+        for seed in range(3):
+            env.reset([60, seed])
+            result = run_episode(env, ScriptedExpert(), 120)
+            assert result.success and result.ended_in == "corner"
+            assert result.prompt == f"put the {result.object} in the corner"
+
+
+def test_the_named_block_lies_nearest_to_the_trays_in_the_share_of_episodes_that_is_asked_for():
+    for share, least, most in ((1.0, 40, 40), (0.5, 17, 33), (None, 4, 22)):
+        with BlocksEnv("SO", image_size=64, nearest=share) as env:
+            count = 0
+            for seed in range(40):
+                env.reset([60, seed])
+                places = {name: env.world_from_object(name)[1, 3] for name in env.present}
+                count += max(places, key=places.__getitem__) == env.task.object
+        assert least <= count <= most
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("split", ["SO", "UOUE"])
 def test_the_expert_succeeds_in_97_of_100_episodes(split):
@@ -122,15 +162,33 @@ def test_the_expert_succeeds_in_97_of_100_episodes(split):
 
 
 def test_recorded_episodes_hold_the_paraphrases_of_their_own_instruction(tmp_path):
-    config = BlocksRecordConfig(tmp_path, episodes=2, workers=2, image_size=64)
+    config = BlocksRecordConfig(tmp_path / "test", episodes=2, workers=2, image_size=64)
     episodes = record(config)
-    assert read_dataset(tmp_path)[1] == episodes
+    assert read_dataset(config.out)[1] == episodes
+    judge = BlocksJudge(EvaluationRequest(tmp_path, {}, 0, tmp_path, tmp_path, EvaluationSizes(1), "cpu"))
     for episode in episodes.values():
-        with Episode(tmp_path / episode.file) as file:
+        with Episode(config.out / episode.file) as file:
             assert episode.prompt in file.prompts and len(file.prompts) == 3
             assert all(episode.object in prompt and episode.container in prompt for prompt in file.prompts)
+            own, others = judge.instructions(episode)  # which knows what was there without the simulator
+            assert own in file.prompts and 2 <= len(others) <= 3
+            assert not any(episode.object in other for other in others)
     with pytest.raises(ValueError, match="recorded with misses=0.3"):
         record(dataclasses.replace(config, misses=0.0))
+
+
+def test_a_detour_leads_towards_another_block_and_leaves_the_task_as_it_is(env):
+    nearer = 0
+    for seed in range(6):
+        env.reset([41, seed])
+        task, others = env.task, [name for name in env.present if name != env.task.object]
+        before = np.array([env.gripper_distance(name) for name in others])
+        detour(env, np.random.default_rng(seed))
+        nearer += (before - [env.gripper_distance(name) for name in others]).max() > 0.02
+        assert env.task == task and env.time == 0
+    assert nearer >= 5
+    with pytest.raises(ValueError, match="at most 1 together"):
+        BlocksRecordConfig(WORLD_FILE.parent, misses=0.7, detours=0.6)
 
 
 def test_evaluation_is_the_same_with_any_number_of_workers_and_goes_on_where_it_stopped(tmp_path):

@@ -74,7 +74,7 @@ def test_the_same_seed_draws_the_same_episode(world):
         ({"seen": {"cone": ["red"]}}, r"seen\.cone: is not among shapes cube, cylinder, bar"),
         ({"seen_trays": ["pink", "red"]}, "seen_trays: pink is not among colors"),
         ({"blocks": [3, 9]}, r"blocks: \[3, 9\]; wanted the least and the most"),
-        ({"splits": {"SO": {"robot": True}}}, r"splits\.SO: unknown key robot; known keys: object"),
+        ({"splits": {"SO": {"robot": True}}}, r"splits\.SO: has unknown field 'robot'; known: object"),
         ({"confusable": "often"}, "confusable: is 'often'; wanted a finite number"),
     ],
 )
@@ -93,3 +93,30 @@ def test_an_unknown_split_lists_the_known_ones(world):
 
 def test_a_block_is_called_by_colour_and_shape():
     assert str(Block("red", "cube")) == "red cube"
+
+
+def test_an_instruction_is_read_for_what_it_names_whatever_its_wording(world):
+    for text in ("put the red cube in the blue tray", "Drop it: RED cube, blue tray!", "blue tray <- the red cube"):
+        request = world.request(text)
+        assert str(request.block) == "red cube" and request.tray == "blue"
+    for text in ("put the red cube", "put the red cube and the blue bar in the white tray", "put the cube in the tray"):
+        with pytest.raises(ValueError, match="does not name one block and one tray; wanted for example"):
+            world.request(text)
+
+
+def test_a_requested_layout_has_the_block_and_the_tray_that_are_named(world):
+    for seed in range(20):
+        request = world.request("put the white cube in the orange tray")  # a pair and a tray that demonstrations lack
+        layout = world.draw(np.random.default_rng(seed), world.split("SO"), request)
+        assert str(layout.blocks[0]) == "white cube" and layout.trays[layout.target] == "orange"
+        assert len(set(layout.trays.values())) == len(layout.trays)
+
+
+def test_a_world_file_may_be_like_another(tmp_path):
+    corner = load_world(WORLD_FILE.with_name("corner.yaml"))
+    assert corner.colors == load_world().colors and corner.goal is not None
+    layout = corner.draw(np.random.default_rng(0), corner.split("SO"))
+    assert layout.target == "goal" and layout.instructions == (f"put the {layout.blocks[0]} in the corner",)
+    (tmp_path / "mine.yaml").write_text("like: theirs.yaml\nname: mine\n")
+    with pytest.raises(ValueError, match="mine.yaml, line 1: like: there is no .*theirs.yaml"):
+        load_world(tmp_path / "mine.yaml")

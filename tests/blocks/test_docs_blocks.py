@@ -41,12 +41,12 @@ def smaller(command: list[str], folder: Path) -> list[str]:
 def test_every_command_runs_as_it_is_written(document, tmp_path):
     ran = 0
     for command in commands(document):
-        if "CKPT" in command:
-            continue  # a trained policy's, which a document cannot give
+        if "CKPT" in command or "--web" in command:
+            continue  # a trained policy's, which a document cannot give; a page, which has tests of its own
         done = subprocess.run(smaller(command, tmp_path), cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, (command, done.stderr)
         ran += 1
-    assert ran == 2
+    assert ran == {"docs/small_vlm.md": 2, "examples/blocks/README.md": 4}[document]
     if document.startswith("docs"):
         assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {
             path.name for path in (tmp_path / "models/blocks_vlm").iterdir()

@@ -77,14 +77,14 @@ def test_a_setting_changes_tasks_and_looks_and_nothing_else():
             r"settings.UO.tasks\[0\].object: 'spoon' is not among objects",
         ),
         (lambda v: v.update(settings={"UO": {"tasks": []}}), "settings.UO.tasks: is empty"),
-        (lambda v: v.update(colour="red"), "unknown key colour"),
-        (lambda v: v.pop("placement"), "key placement is missing"),
-        (lambda v: v["objects"]["can"].pop("grasp"), "objects.can: key grasp is missing"),
+        (lambda v: v.update(colour="red"), "has unknown field 'colour'"),
+        (lambda v: v.pop("placement"), "lacks field 'placement'"),
+        (lambda v: v["objects"]["can"].pop("grasp"), "objects.can: lacks field 'grasp'"),
         (
             lambda v: v["cameras"]["e2h_cam"].update(fovy="wide"),
             "cameras.e2h_cam.fovy: is 'wide'; wanted a finite number",
         ),
-        (lambda v: v["cameras"]["e2h_cam"].update(position=[1, 2]), "cameras.e2h_cam.position: .* a list of 3 numbers"),
+        (lambda v: v["cameras"]["e2h_cam"].update(position=[1, 2]), "cameras.e2h_cam.position: .* a list of 3"),
         (lambda v: v["tasks"].append({"object": "cup", "container": "dark_bin"}), r"tasks\[4\].object: 'cup'"),
         (lambda v: v["tasks"].append({"object": "can", "container": "box"}), r"tasks\[4\].container: 'box'"),
         (lambda v: v["instructions"].append("do it"), r"instructions\[3\]: .*must have {object}"),
@@ -96,7 +96,7 @@ def test_a_setting_changes_tasks_and_looks_and_nothing_else():
 )
 def test_wrong_scene_file_is_refused_by_file_and_key(tmp_path, change, message):
     path = write_scene(tmp_path, change)
-    with pytest.raises(ValueError, match=f"changed.yaml: .*{message}"):
+    with pytest.raises(ValueError, match=f"changed.yaml.*: .*{message}"):
         load_scene(path)
 
 

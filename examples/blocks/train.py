@@ -1,0 +1,65 @@
+"""Makes a policy of blocks as the shipped one was made; examples/blocks/train.sh sets everything up first.
+
+    bash examples/blocks/train.sh
+
+Demonstrations, VA prior, VLA on it, first with the VLM frozen and then with it, export, and closed loop in every split.
+Stopped, the same command goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from examples.blocks.evaluate import closing_line
+from examples.blocks.recipe import Recipe, Steps, in_one_line
+from examples.blocks.world import load_world
+
+TUNING = ("--vlm-mode", "full", "--vlm-lr", "5e-4", "--max_lr", "5e-4", "--num_warmup", "50")
+
+
+@dataclass(frozen=True)
+class TrainBlocksConfig:
+    out: Path = Path("blocks_out")
+    """Folder for everything; what is there already is not done again."""
+    episodes: int = 800
+    """Demonstrations."""
+    va_iter: int = 600
+    """Training steps of stage 0, the VA prior."""
+    vla_iter: int = 4000
+    """Training steps of stage 1, the VLA, its VLM frozen."""
+    tune_iter: int = 2000
+    """Further steps in which the VLM trains too."""
+    trials: int = 100
+    """Episodes in closed loop, of each split."""
+    seed: int = 0
+    """Of demonstrations and training."""
+
+
+def train(config: TrainBlocksConfig) -> None:
+    out = config.out.resolve()
+    recipe, steps = Recipe(out, config.seed), Steps(5)
+    steps.begin("demonstrations of the scripted expert")
+    recipe.record(config.episodes)
+    steps.begin("stage 0: VA prior (language masked, VLM frozen)")
+    recipe.export(recipe.train(0, "va", config.va_iter), out / "policy_va")
+    steps.begin("stage 1: VLA (language in, VLM frozen)")
+    frozen = recipe.train(1, "vla", config.vla_iter, "--va-name", "va")
+    steps.begin("stage 1: VLA, the VLM trained with it")
+    policy = recipe.export(recipe.finetune(frozen, "tuned", config.tune_iter, *TUNING), out / "policy_vla")
+    steps.begin("closed loop")
+    found = {split: recipe.evaluate(split, policy, split, config.trials) for split in load_world().splits}
+    print("", *(closing_line(split, summary) for split, summary in found.items()), sep="\n")
+    print(f"{out / 'policy_va'} and {policy}, in {steps.seconds:.0f} s")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    with in_one_line():
+        train(tyro.cli(TrainBlocksConfig, args=argv, prog="bash examples/blocks/train.sh", description=__doc__))
+
+
+if __name__ == "__main__":
+    main()
