@@ -19,8 +19,6 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from apt.ablation.chart import write_chart
-from apt.ablation.curves import write_curves
 from apt.ablation.evaluation import EVALUATIONS, EvaluationSizes, load_evaluation
 from apt.ablation.grid import GRIDS, Grid, Iterations, expand, files_digest, select_rows
 from apt.ablation.presets import Sizes, sizes_for
@@ -35,10 +33,9 @@ from apt.training.flags import check_gpus
 from apt.training.resume_command import with_environment
 from data_utils.cli import CommandLineError, Parser, check_writable, cores
 from data_utils.data_loc import LOCATION_VARIABLE
-from data_utils.datasets import get_dataset_class
+from data_utils.words import format_duration
 from train_utils.errors import ConfigError
 from train_utils.failures import FAILED, MISTAKE
-from train_utils.metrics import format_duration
 
 MOST_RECORDERS = 16  # simulators side by side
 _GIVEN = "name ckpt_dir log_dir train_stage seed resume max_iterations pretrained_ckpt load_from_va device".split()
@@ -190,7 +187,7 @@ def _data(
         for part in ("train", "test"):
             if not (demos / part).is_dir():
                 raise StudyError(f"--demos {demos} has no folder {part}; wanted train and test, as recorded")
-        get_dataset_class(base.dataset_classes[0])
+        base.data_configs()
         return {"files": files_digest(demos)}, demos, None
     world = _world(base)
     if world is None:
@@ -290,6 +287,9 @@ def _environment(study: Study, threads: int) -> dict[str, str]:
 
 
 def _report(planned: Plan) -> int:
+    from apt.ablation.chart import write_chart  # matplotlib is slow to import
+    from apt.ablation.curves import write_curves
+
     report = build_report(planned.study)
     table, text = write_tables(report)
     chart = write_chart(report)

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from apt.model.config import VLAConfig
-from data_utils.batches.options import LoaderOptions
-from data_utils.batches.samplers import SAMPLE_BY
+from data_utils.batches.options import SAMPLE_BY, LoaderOptions
 from data_utils.config import DataConfig
 from data_utils.datasets import get_dataset_class
 from data_utils.video import READERS

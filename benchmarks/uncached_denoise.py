@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from diffusers import DDIMScheduler
 
-from apt.model.action_transform import ACTION_DIM, TRANSLATION, action_to_state
+from apt.model.action_scale import ACTION_DIM, TRANSLATION
+from apt.model.action_transform import action_to_state
 from apt.model.experts.apt import ActionExpert, attention_masks
 from apt.model.experts.base import RobotState, VLMFeatures, recentre, recentring_transform, transform_states
 from apt.model.layers.attention import AttentionMask

@@ -11,11 +11,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from data_utils.errors import UnusableEpisode
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass
@@ -70,7 +73,7 @@ class ImageTextBatch:
         return _to(self, device, non_blocking)
 
     def pin_memory(self) -> "ImageTextBatch":
-        return map_tensors(self, torch.Tensor.pin_memory)
+        return map_tensors(self, lambda tensor: tensor.pin_memory())
 
 
 @dataclass
@@ -96,7 +99,7 @@ class Observation:
         return _to(self, device, non_blocking)
 
     def pin_memory(self) -> "Observation":
-        return map_tensors(self, torch.Tensor.pin_memory)
+        return map_tensors(self, lambda tensor: tensor.pin_memory())
 
     @property
     def batch_size(self) -> int:
@@ -133,7 +136,7 @@ class Batch:
         return _to(self, device, non_blocking)
 
     def pin_memory(self) -> "Batch":
-        return map_tensors(self, torch.Tensor.pin_memory)
+        return map_tensors(self, lambda tensor: tensor.pin_memory())
 
 
 def map_tensors(value, function: Callable[[torch.Tensor], object]):
@@ -141,6 +144,8 @@ def map_tensors(value, function: Callable[[torch.Tensor], object]):
 
     What stands in several places is mapped once and shared again.
     """
+    import torch  # seconds, which whoever only names these types need not wait
+
     done: dict[int, object] = {}
 
     def mapped(item):

@@ -55,3 +55,10 @@ def _shown(text: str, begin: int) -> str:
     if len(text) <= 100:
         return text
     return f"{'...' if begin else ''}{text[begin : begin + 100]}{'...' if len(text) > begin + 100 else ''}"
+
+
+def format_duration(seconds: float) -> str:
+    """``1:02:03``"""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"

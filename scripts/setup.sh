@@ -85,4 +85,4 @@ if [ -n "$browser" ] && ! { command -v chromium && command -v chromedriver; } >/
     may_install || fail "the tests of pages need Chromium; run: apt-get install chromium chromium-driver"
     apt_install chromium chromium-driver
 fi
-say "ready: .venv, $(.venv/bin/python -c 'import torch; print("torch", torch.__version__, "with CUDA" if torch.cuda.is_available() else "on the CPU")')"
+say "ready: .venv, torch $(.venv/bin/python -c 'from importlib.metadata import version; print(version("torch"))')"

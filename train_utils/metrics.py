@@ -64,10 +64,3 @@ class Stopwatch:
         result = elapsed / max(self._steps, 1), self._waited / elapsed
         self._restart()
         return result
-
-
-def format_duration(seconds: float) -> str:
-    """``1:02:03``"""
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}"

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from apt.ablation.study import Step
 from data_utils.files import read_json, write_json
+from data_utils.words import format_duration
 from train_utils.failures import told_when_parent_dies
-from train_utils.metrics import format_duration
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 _POLL_S = 0.1

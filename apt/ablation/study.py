@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from apt.ablation.evaluation import EVALUATION_FOLDER, RESULT_FILE, SETTINGS_FILE, EvaluationSizes
 from apt.ablation.grid import Cell, Grid, Prior, digest
 from apt.ablation.worlds import World
@@ -274,6 +272,8 @@ def trained_iterations(checkpoint: Path) -> int:
     """How far a run is; 0 before its first checkpoint. The tensors are not read. Raises ``StudyError``."""
     if not checkpoint.is_file():
         return 0
+    import torch  # slow, and needed here alone
+
     try:
         return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["current_iters"])
     except (RuntimeError, OSError, KeyError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as error:

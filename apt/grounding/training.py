@@ -20,8 +20,8 @@ from apt.grounding.losses import GroundingModel, Judgement
 from apt.grounding.scenes import SceneSet, parts_of
 from data_utils.cli import bar
 from data_utils.files import atomic_write
+from data_utils.words import format_duration
 from train_utils.errors import ConfigError
-from train_utils.metrics import format_duration
 
 STATE_FILE = "training.pt"
 PROGRESS_FILE = "progress.jsonl"

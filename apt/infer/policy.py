@@ -16,7 +16,7 @@ from apt.configs import TrainConfig
 from apt.infer.loading import load_policy, merge_adapters
 from apt.infer.stages import GraphedStages, Stages, check_compile_mode
 from apt.infer.turns import FairLock
-from apt.model.action_transform import ACTION_DIM
+from apt.model.action_scale import ACTION_DIM
 from apt.model.compilation import pad_multiple
 from apt.model.encoders.prompts import PromptTokenizer
 from apt.model.experts.context import SamplingRun

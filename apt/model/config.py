@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from apt.model.action_transform import full_scale, scale_words
+from apt.model.action_scale import full_scale, scale_words
 from apt.model.encoders.hub import VLM_MODES, load_config
 from apt.model.experts.config import ExpertConfig, VLMAttention
 from apt.model.experts.registry import check_architecture

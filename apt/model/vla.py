@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from apt.model.action_transform import ACTION_DIM
+from apt.model.action_scale import ACTION_DIM
 from apt.model.config import VLAConfig
 from apt.model.experts.base import RobotState, VLMFeatures
 from apt.model.experts.loss import ExpertLoss

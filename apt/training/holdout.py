@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from apt.configs import TrainConfig
-from apt.model.action_transform import ACTION_DIM, state_errors
+from apt.model.action_scale import ACTION_DIM
+from apt.model.action_transform import state_errors
 from apt.model.vla import VLA, robot_state
 from apt.model.vlm import VLM
 from data_utils.batches.loader import build_loader

@@ -10,18 +10,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from apt.checkpoint import CheckpointError, load_checkpoint
-from apt.model.encoders.hub import VLMLoadError
 from apt.training import resume_command
-from apt.training.cli import CommandLineError
-from apt.training.flags import MEETING_PORT
-from apt.training.plan import describe_plan
-from apt.training.stages import Stage, plan
+from apt.training.flags import MEETING_PORT, build_parser
+from data_utils.cli import CommandLineError
 from data_utils.errors import DataError
 from train_utils.errors import ConfigError
 from train_utils.failures import FAILED, MISTAKE, RESUME_VARIABLE, TOLD
 from train_utils.places import LATEST
+
+if TYPE_CHECKING:
+    from apt.training.stages import Stage
 
 COMMANDS = ("train", "finetune")
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -98,6 +98,14 @@ def main(argv: list[str] | None = None) -> int:
         print("usage: python -m apt.training.launch train|finetune FLAGS   (scripts/train.sh, scripts/finetune.sh)")
         return 0 if argv and argv[0] in ("-h", "--help") else MISTAKE
     command, *rest = argv
+    if {"-h", "--help"}.intersection(rest):
+        build_parser(command).parse_args(["--help"])
+    # torch and the model's libraries take seconds to import; help need not wait for them.
+    from apt.checkpoint import CheckpointError, load_checkpoint
+    from apt.model.encoders.hub import VLMLoadError
+    from apt.training.plan import describe_plan
+    from apt.training.stages import plan
+
     try:
         args, stages = plan(command, rest)
         if args.dry_run:

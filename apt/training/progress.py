@@ -14,8 +14,8 @@ from apt.training.feed import Feed
 from apt.training.pictures import gate_picture, gate_table, trajectory_picture
 from apt.training.run_dir import RunDirectory
 from data_utils.types import Batch
+from data_utils.words import format_duration
 from train_utils.backend import Backend
-from train_utils.metrics import format_duration
 
 
 def narrator(config: TrainConfig, backend: Backend) -> Callable[[str], None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from data_utils.batches.samplers import SAMPLE_BY
+SAMPLE_BY = ("episode", "frame")  # what an item of a dataset is
 
 
 @dataclass(frozen=True)

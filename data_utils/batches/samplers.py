@@ -13,8 +13,6 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
-SAMPLE_BY = ("episode", "frame")  # what an item of a dataset is
-
 
 class SampleKey(NamedTuple):
     """One draw: ``episode`` of ``dataset``, at the global position ``draw`` of ``epoch``.

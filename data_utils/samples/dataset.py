@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import torch.utils.data
 
 from data_utils.config import DataConfig
 from data_utils.data_loc import Location, locate
@@ -28,7 +27,7 @@ from data_utils.video import READERS, VideoCache
 SCENE_PREFIX = re.compile(r"^\w*_SCENE\d+[_ ]+")
 
 
-class H5DatasetMapBase(torch.utils.data.Dataset):
+class H5DatasetMapBase:
     """Episodes of one kind; subclasses set ``name`` and ``config``.
 
     Episodes that the index knows to be faulty are left out and listed in :attr:`faults`.
@@ -200,7 +199,9 @@ class H5DatasetMapBase(torch.utils.data.Dataset):
     def _generator(self) -> np.random.Generator:
         self._claim()
         if self._rng is None:
-            worker = torch.utils.data.get_worker_info()
+            from torch.utils.data import get_worker_info  # seconds, which whoever wants the rules need not wait
+
+            worker = get_worker_info()
             # A worker's torch seed differs by worker and by epoch; torchrun tells the rank.
             self._rng = np.random.default_rng(
                 (self.seed, int(os.environ.get("RANK", "0")), 0 if worker is None else worker.seed)

@@ -13,7 +13,7 @@ from data_utils.geometry.camera import CameraFrame
 from data_utils.geometry.letterbox import Letterbox, fit
 from data_utils.geometry.resample import Bracket
 from data_utils.samples.augment import NO_AUGMENTATION, ImageAugmentation, draw_augmentation
-from data_utils.samples.device_augment import pack_draws
+from data_utils.samples.color_draws import pack_draws
 from data_utils.types import ColorDraws, Sample
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from apt.model.action_transform import ACTION_DIM, STATE_DIM
+from apt.model.action_scale import ACTION_DIM
+from apt.model.action_transform import STATE_DIM
 from apt.model.config import VLAConfig
 from apt.model.encoders.vision_tower import patchify
 from apt.model.vla import VLA

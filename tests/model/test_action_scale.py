@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from apt.model.action_transform import full_scale, scale_words
+from apt.model.action_scale import full_scale, scale_words
 from apt.model.config import VLAConfig, meaning
 from apt.model.objectives.base import Guide
 from apt.model.objectives.registry import PREDICTIONS

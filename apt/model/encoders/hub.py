@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
-from apt.model.encoders.tiny import TINY_NAME, tiny_qwen3vl_folder
+TINY_NAME = "tiny"
 
 
 class VLMLoadError(ValueError):
@@ -21,6 +23,8 @@ SHIPPED = {"blocks": Path(__file__).resolve().parents[3] / "assets" / "models" /
 def resolve(name: str) -> str:
     """``tiny`` and the names of :data:`SHIPPED` to their folders; any other name or path as it is."""
     if name == TINY_NAME:
+        from apt.model.encoders.tiny import tiny_qwen3vl_folder  # torch is behind it: seconds
+
         return str(tiny_qwen3vl_folder())
     return str(SHIPPED.get(name, name))
 

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-TINY_NAME = "tiny"
 _VERSION = 3  # part of the folder's name: raise when anything below changes what is built
 
 SPECIAL_TOKENS = (

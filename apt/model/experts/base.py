@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-from apt.model.action_transform import ACTION_DIM, ROTATION, STATE_DIM, TRANSLATION
+from apt.model.action_scale import ACTION_DIM, ROTATION, TRANSLATION
+from apt.model.action_transform import STATE_DIM
 from apt.model.layers.rotations import make_transform, rotation_from_quaternion
 from apt.model.objectives.base import Objective
 from data_utils.types import map_tensors

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 
-from apt.model.action_transform import full_scale
+from apt.model.action_scale import full_scale
 from apt.model.objectives.registry import prediction_of
 
 ATTENTION_BACKENDS = ("sdpa", "xformers")

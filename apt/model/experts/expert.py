@@ -16,7 +16,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from apt.model.action_transform import ACTION_DIM, TRANSLATION, action_to_state, full_scale, state_to_action
+from apt.model.action_scale import ACTION_DIM, TRANSLATION, full_scale
+from apt.model.action_transform import action_to_state, state_to_action
 from apt.model.experts.base import (
     RobotState,
     TrainingDraws,

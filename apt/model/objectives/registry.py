@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pkgutil
+from typing import TYPE_CHECKING
 
-from apt.model.objectives.base import Objective
+if TYPE_CHECKING:
+    from apt.model.objectives.base import Objective
 
 #: name -> ``module:class``; a module is imported where its objective is used
 OBJECTIVES = {
