@@ -108,6 +108,9 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         args, stages = plan(command, rest)
+        for stage in stages:
+            if stage.note:
+                print(f"[stage {stage.config.train_stage}] {stage.note}", flush=True)
         if args.dry_run:
             for stage in stages:
                 print(describe_plan(stage.config, _workers(args, stage) * args.nnodes))

@@ -11,7 +11,9 @@ from apt.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, re
 from apt.configs import TrainConfig, TrainedConfig, changed_rules, train_config_from_dict
 from apt.model.pretrained import OTHER_VLM, CheckpointMismatch
 from apt.model.vla import VLA
+from apt.training.inheritance import other_structure
 from apt.training.run_dir import differing_meaning
+from train_utils.errors import ConfigError
 from train_utils.places import LATEST
 
 _TIMES = ("sample_dt", "sample_state_gaps", "num_future", "num_history")
@@ -30,6 +32,10 @@ def read_start(config: TrainConfig, say: Callable[[str], None]) -> dict | None:
     path = find_checkpoint(config.pretrained_ckpt, config.ckpt_dir)
     content = load_checkpoint(path)
     with contextlib.suppress(CheckpointError):  # a file without its configuration is fine to start from
+        if others := other_structure(read_config(path), config):
+            before, now = (", ".join(f"{field} {pair[which]}" for field, pair in others.items()) for which in (0, 1))
+            flags = " ".join(f"--{field} {value}" for field, (value, _) in others.items())
+            raise ConfigError(f"{path} is of a policy with {before}, this run's has {now}; give {flags}")
         for field, (before, now) in differing_meaning(read_config(path), config).items():
             say(f"warning: {path} was trained with {field} {before}, this run uses {now}; --{field} {before} fits it")
         for line in _other_sampling(read_config(path), config):

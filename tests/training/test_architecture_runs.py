@@ -87,7 +87,7 @@ def test_another_architecture_or_stage_is_refused_by_the_trainer_in_one_line(tra
     other = "gr00t" if kind.arch != "gr00t" else "pi"
     start = {"pretrained_ckpt": "vla", "max_iterations": 1, "objective": kind.objective}
     for fields, named in (
-        ({"arch": other}, f"arch '{kind.arch}', not '{other}'; give --arch {kind.arch}"),
+        ({"arch": other}, f"of a policy with arch {kind.arch}, this run's has arch {other}; give --arch {kind.arch}"),
         ({"arch": kind.arch, "load_from_va": True}, "it is a VLA already"),
         ({"arch": kind.arch, "train_stage": 0}, "it is a stage-1 checkpoint, a stage-0 one is wanted"),
     ):

@@ -141,11 +141,37 @@ def test_a_run_that_cannot_be_resumed_so_is_left_alone(runs, located, capfd, arg
     refused(subprocess.CompletedProcess(command, code, *capfd.readouterr()), *named)
 
 
+@pytest.mark.parametrize(
+    "start",
+    [
+        ("finetune", "--config", "own_robot", "--pretrained-ckpt", "vla"),
+        ("train", "--config", "finetune_pp", "--stage", "1", "--va-name", "va"),
+        ("train", "--config", "finetune_pp", "--stage", "1", "--vla-conti", "vla"),
+    ],
+    ids=("from a policy", "from a prior", "resumed"),
+)
+def test_a_run_from_a_checkpoint_has_its_policys_size_and_vlm_and_says_so(start, runs, located, capsys):
+    assert launch.main([*start, "--gpus", "cpu", *map(str, where(runs)), "--dry-run"]) == 0
+    note, *rest = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"\[stage 1\] as in \S+/ckpt_latest.pt: model tiny \(\w+: base\), vlm tiny \(.*", note)
+    assert "vlm_layer_stride 1 (" in note and "action_scale" not in note, "what is alike is not told"
+    assert any("2.37M parameters trained" in line for line in rest)
+
+
+def test_flags_come_before_what_a_checkpoint_says(runs, located, capsys):
+    flags = ["--vla-name", "refused", "--objective", "flow", "--model", "small"]
+    finetune = ["finetune", "--config", "own_robot", "--pretrained-ckpt", "vla", "--gpus", "cpu"]
+    assert launch.main([*finetune, *map(str, where(runs)), *flags, "--dry-run"]) == 0
+    note = capsys.readouterr().out.splitlines()[0]
+    assert "vlm tiny" in note and "model" not in note and "prediction" not in note
+
+
 def test_a_checkpoint_of_the_wrong_stage_or_size_is_refused(runs, located, capsys):
     assert train(runs, "wrong", max_iterations=1, pretrained_ckpt="va") == 2
     assert "stage-0 checkpoint" in capsys.readouterr().err
     assert train(runs, "wrong", max_iterations=1, pretrained_ckpt="vla", model="small") == 2
-    assert "differ in shape" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.endswith("is of a policy with model tiny, this run's has model small; give --model tiny\n")
     assert not (runs / "ckpt" / "wrong").exists()
 
 
