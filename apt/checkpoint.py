@@ -16,6 +16,7 @@ Wherever a ``.pt`` is read, an exported folder (``apt/hub_folder.py``) may be gi
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import os
@@ -165,6 +166,16 @@ def read_config(path: Path) -> dict:
     if not isinstance(values, dict):
         raise CheckpointError(f"{candidates[-1]} holds no configuration: wanted a JSON object")
     return values
+
+
+def checkpoint_sha256(path: Path) -> str:
+    """Of a file's bytes; of a folder's files one after the other, in the order of their names."""
+    path, digest = named_checkpoint(path), hashlib.sha256()
+    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+        with open(file, "rb") as opened:
+            while block := opened.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def main(argv: list[str] | None = None) -> int:

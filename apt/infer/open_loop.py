@@ -8,7 +8,10 @@ still, and a picture of both paths on every camera.
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +19,7 @@ import cv2
 import numpy as np
 import torch
 
-from apt.checkpoint import CheckpointError
+from apt.checkpoint import CheckpointError, checkpoint_sha256
 from apt.infer.frames import frame_from_episode
 from apt.model.action_transform import action_to_state, state_errors, state_to_action
 from apt.model.pretrained import CheckpointMismatch
@@ -24,14 +27,19 @@ from data_utils.cli import check_writable
 from data_utils.config import DataConfig
 from data_utils.data_loc import find_episodes
 from data_utils.datasets import dataset_class_or_plain
+from data_utils.drawing.captions import FAINT, TEXT, text_band
 from data_utils.drawing.paths import PREDICTED, RECORDED
 from data_utils.errors import DataError
 from data_utils.files import write_json
 from data_utils.samples.dataset import H5DatasetMapBase
-from infer_utils.draw_traj import draw_on_cameras
+from data_utils.samples.split import is_held_out
+from infer_utils.draw_traj import COMPARISON_LEGEND, draw_on_cameras
 
 if TYPE_CHECKING:
     from apt.infer.planner import TrajPlanner
+
+
+SEED = 0  # of the noise
 
 
 def mean_motion(dataset: H5DatasetMapBase, every: int = 4) -> torch.Tensor:
@@ -94,12 +102,31 @@ def evaluate(
             futures = [(sample.future, RECORDED), (policy, PREDICTED)]
             tiles.append(draw_on_cameras(sample.rgb[-1], sample.K, sample.world_from_cam[-1], futures))
         if out is not None:
-            shown = [tiles[i] for i in np.linspace(0, len(tiles) - 1, min(4, len(tiles))).astype(int)]
-            # Time runs to the right, cameras go down.
-            columns = [np.concatenate(np.split(tile, sample.K.shape[0], axis=1), axis=0) for tile in shown]
-            image = np.concatenate(columns, axis=1)
+            image = _picture(tiles, dataset.config.cameras, f"“{sample.prompt}” · {episode.path.name}")
             cv2.imwrite(str(out / f"episode_{index:03d}.png"), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
     return {name: {key: float(np.mean([row[key] for row in r])) for key in r[0]} for name, r in rows.items()}
+
+
+def _picture(tiles: Sequence[np.ndarray], cameras: Sequence[str], title: str) -> np.ndarray:
+    """Up to four moments of an episode, time to the right and cameras down, of tiles (H, Ncam * W, 3)."""
+    shown = [tiles[i] for i in np.linspace(0, len(tiles) - 1, min(4, len(tiles))).astype(int)]
+    by_moment = [np.split(tile, len(cameras), axis=1) for tile in shown]
+    width = sum(moment[0].shape[1] for moment in by_moment)
+    parts = [text_band(width, [(title, 14, TEXT), *COMPARISON_LEGEND])]
+    for row, camera in enumerate(cameras):
+        images = np.concatenate([moment[row] for moment in by_moment], axis=1)
+        parts += [text_band(width, [(f"{camera}, later to the right", 12, FAINT)]), images]
+    return np.concatenate(parts, axis=0)
+
+
+def trained_on(recorded: H5DatasetMapBase, training: H5DatasetMapBase, held_out_share: float) -> int:
+    """How many of the recorded episodes are among those for training, the held-out ones (``eval_split``) left out."""
+    used = {
+        os.path.realpath(training.paths[index])
+        for index in range(len(training))
+        if not (held_out_share and is_held_out(training.paths.name(index), held_out_share))
+    }
+    return sum(os.path.realpath(recorded.paths[index]) in used for index in range(len(recorded)))
 
 
 def _training_episodes(
@@ -144,7 +171,7 @@ def main(argv: list[str] | None = None) -> int:
         from apt.infer.planner import TrajPlanner  # seconds of imports, which --help need not wait for
 
         planner = TrajPlanner(
-            args.ckpt, args.device, ensemble=0, use_ema=args.ema, steps=args.steps, sampler=args.sampler
+            args.ckpt, args.device, ensemble=0, use_ema=args.ema, seed=SEED, steps=args.steps, sampler=args.sampler
         )
         config: DataConfig = planner.get_config()
         dataset_class = dataset_class_or_plain(planner.train_config.dataset_classes[0])
@@ -154,6 +181,7 @@ def main(argv: list[str] | None = None) -> int:
         training = _training_episodes(dataset_class, args.train_episodes, config)
         if args.out is not None:
             args.out.mkdir(parents=True, exist_ok=True)
+        known = trained_on(recorded, training, planner.train_config.eval_split)
         results = evaluate(planner, recorded, mean_motion(training), args.every, args.out)
     except (CheckpointError, CheckpointMismatch, DataError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -166,8 +194,21 @@ def main(argv: list[str] | None = None) -> int:
         )
     ratio = results["policy"]["position_m"] / results["mean_motion"]["position_m"]
     print(f"  policy / mean motion: position error ratio {ratio:.2f}")
+    if known:
+        print(f"  {known} of these episodes are among those for training: errors on others are larger")
     if args.out is not None:
-        write_json(args.out / "open_loop.json", {**results, "position_ratio": ratio})
+        provenance = {
+            "ckpt": str(args.ckpt),
+            "sha256": checkpoint_sha256(args.ckpt),
+            "ema": args.ema,
+            "sampling": planner.sampling,
+            "seed": SEED,
+            "every": args.every,
+            "episodes": [recorded.paths.name(index) for index in range(len(recorded))],
+            "among_training": known,
+            "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "diffusers")},
+        }
+        write_json(args.out / "open_loop.json", {**results, "position_ratio": ratio, **provenance})
     return 0
 
 

@@ -265,7 +265,7 @@ class TrajPlanner:
                 observation, self._generator, int(sample_num), steps, sampler, guide
             )  # (S, Ta, Nee, 17)
             poses, grippers = self._finish(query, states, times)
-        image = draw_plan(query.window.newest.cameras.values(), poses, grippers) if draw_traj else None
+        image = draw_plan(query.window.newest.cameras, poses, grippers) if draw_traj else None
         if image is not None and compress_traj_img:
             image = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
         timing = Timing(

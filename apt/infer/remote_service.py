@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import hashlib
 import os
 import sys
 import threading
@@ -106,7 +105,7 @@ def serve(config: ServiceConfig, wish: EndWish) -> int:
         if wish.wished:
             raise KeyboardInterrupt
         # torch and the model's libraries take seconds to import; complaints and --status need not wait for them.
-        from apt.checkpoint import read_config
+        from apt.checkpoint import checkpoint_sha256, read_config
         from apt.configs import train_config_from_dict
         from apt.infer.planner import TrajPlanner
         from apt.infer.policy import pick_device
@@ -191,16 +190,6 @@ def _check_name(config: ServiceConfig) -> None:
     other = NameServer(config.ns_host, config.ns_port).find(config.uri)
     if other is not None and is_alive(other):
         raise TransportError(f"{config.uri!r} is a running service at {other}; end that one or choose another --uri")
-
-
-def checkpoint_sha256(path: Path) -> str:
-    """Of a file's bytes; of a folder's files one after the other, in the order of their names."""
-    digest = hashlib.sha256()
-    for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-        with open(file, "rb") as opened:
-            while block := opened.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def _report(service, every: float, ended: threading.Event) -> None:

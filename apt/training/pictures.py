@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from apt.model.experts.expert import Expert
-from data_utils.drawing.captions import FAINT, TEXT, text_band
+from data_utils.drawing.captions import TEXT, text_band
 from data_utils.drawing.paths import PREDICTED, RECORDED
 from data_utils.types import Batch
-from infer_utils.draw_traj import draw_on_cameras
+from infer_utils.draw_traj import COMPARISON_LEGEND, draw_on_cameras
 
 
 def trajectory_picture(batch: Batch, predicted: torch.Tensor, samples: int = 4) -> np.ndarray:
@@ -39,9 +39,7 @@ def trajectory_picture(batch: Batch, predicted: torch.Tensor, samples: int = 4) 
     title = f"The next {predicted.shape[1]} steps of training samples, a row each, on all cameras"
     legend = [
         (title, 14, TEXT),
-        ("red: predicted by the policy", 13, PREDICTED),
-        ("green: recorded", 13, RECORDED),
-        ("dark to bright: now to later; large dots: gripper open, small white ones: closed", 13, FAINT),
+        *COMPARISON_LEGEND,
     ]
     return np.concatenate([text_band(rows[0].shape[1], legend), *rows], axis=0)
 

@@ -6,6 +6,7 @@ import av
 import numpy as np
 import pytest
 
+from data_utils.drawing.captions import TEXT, text_band
 from data_utils.drawing.mp4 import VideoWriter
 from data_utils.drawing.paths import draw_trajectory, enlarge
 from data_utils.geometry.camera import CameraFrame, project
@@ -49,10 +50,15 @@ def test_a_plan_shows_every_arm_in_its_colour_on_every_camera_the_first_sample_t
     poses[..., 0, 3] = np.linspace(-0.3, 0.3, 8)[:, None]
     poses[..., 1, 3] = np.array([-0.3, 0.3])  # one arm above the other
     poses[1:, ..., 1, 3] += 0.2 * np.array([[[1.0]], [[0.5]]])
-    cameras = [CameraFrame(np.zeros((128, 128, 3), np.uint8), K, np.eye(4)) for _ in range(2)]
-    cameras.append(CameraFrame(np.zeros((64, 64, 3), np.uint8), K * [[0.5], [0.5], [1]], np.eye(4)))
-    image = draw_plan(cameras, poses, np.ones((3, 8, 2)))
-    assert image.shape == (256, 3 * 256, 3) and not cameras[0].rgb.any()  # small images are enlarged
+    cameras = {name: CameraFrame(np.zeros((128, 128, 3), np.uint8), K, np.eye(4)) for name in ("front", "left")}
+    cameras["wrist"] = CameraFrame(np.zeros((64, 64, 3), np.uint8), K * [[0.5], [0.5], [1]], np.eye(4))
+    labelled = draw_plan(cameras, poses, np.ones((3, 8, 2)))
+    bands = [text_band(256, [(name, 12, TEXT)]) for name in cameras]
+    names = len(bands[0])
+    assert np.array_equal(labelled[:names], np.concatenate(bands, axis=1))
+    assert (np.abs(labelled[names + 256 :].astype(int) - ARM_COLORS[1]).sum(-1) < 30).any(), "arms are in the legend"
+    image = labelled[names : names + 256]
+    assert image.shape == (256, 3 * 256, 3) and not cameras["front"].rgb.any()  # small images are enlarged
     for tile in np.split(image, 3, axis=1):
         for arm in range(2):
             last = tile[128 + round(200 * (-0.3, 0.3)[arm]), 128 + 60]

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import threading
 
 import cv2
 import numpy as np
 import pytest
 
+from apt.checkpoint import checkpoint_sha256
 from apt.infer.frame_window import FrameWindow
 from apt.infer.frames import parse_frame
 from apt.infer.open_loop import main as open_loop
 from apt.infer.planner import TrajPlanner
 from data_utils.datasets import PickPlaceCan
 from tests.infer.helpers import frame_at
+from tests.synthetic import write_episode
 from tests.training.helpers import train
 
 
@@ -52,9 +55,9 @@ def test_an_action_is_a_chunk_in_the_frames_clock(planner, dataset):
         rotations @ np.swapaxes(rotations, -1, -2), np.broadcast_to(np.eye(3), rotations.shape), atol=1e-4
     )
     assert grippers.min() >= 0 and grippers.max() <= 1
-    assert image.shape == (288, 576, 3) and image.dtype == np.uint8
+    assert image.shape[0] > 288 and image.shape[1:] == (576, 3) and image.dtype == np.uint8
     packed = planner.get_action(draw_traj=True, compress_traj_img=True)[3]
-    assert cv2.imdecode(np.frombuffer(packed, np.uint8), cv2.IMREAD_COLOR).shape == (288, 576, 3)
+    assert cv2.imdecode(np.frombuffer(packed, np.uint8), cv2.IMREAD_COLOR).shape[1:] == (576, 3)
 
 
 def test_a_plan_can_be_repeated_from_its_seed(checkpoint, dataset):
@@ -204,6 +207,27 @@ def test_averaged_weights_are_others_than_the_last_ones(checkpoint, dataset):
         planner.add_obs_frame(frame_at(dataset, 0, 3))
         plans.append(planner.get_action()[0])
     assert not np.array_equal(*plans)
+
+
+def test_open_loop_says_what_it_measured_with_and_whether_training_saw_the_episodes(
+    checkpoint, episode_dir, tmp_path, capsys
+):
+    apart = tmp_path / "apart"
+    apart.mkdir()
+    for number in (0, 1):
+        (apart / f"ep{number:03d}.h5").symlink_to(episode_dir / f"ep{number:03d}.h5")
+    other = tmp_path / "other.h5"
+    write_episode(other, 9)
+    common = ["--ckpt", str(checkpoint), "--train-episodes", str(episode_dir), "--device", "cpu"]
+    few = ["--every", "16", "--steps", "2"]
+    for episodes, known in ((apart, 2), (other, 0)):
+        out = tmp_path / f"out of {episodes.name}"
+        assert open_loop([*common, *few, "--episodes", str(episodes), "--out", str(out)]) == 0
+        assert (f"{known} of these episodes are among those for training" in capsys.readouterr().out) == bool(known)
+        said = json.loads((out / "open_loop.json").read_text())
+        assert said["among_training"] == known and said["sampling"]["steps"] == 2 and said["every"] == 16
+        assert said["sha256"] == checkpoint_sha256(checkpoint) and said["ckpt"] == str(checkpoint)
+        assert len(list(out.glob("episode_*.png"))) == len(said["episodes"])
 
 
 def test_open_loop_says_in_one_line_what_it_cannot_do(checkpoint, episode_dir, tmp_path, monkeypatch, capsys):

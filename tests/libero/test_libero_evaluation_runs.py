@@ -15,8 +15,7 @@ import av
 import numpy as np
 import pytest
 
-from apt.checkpoint import write_config
-from apt.infer.remote_service import checkpoint_sha256
+from apt.checkpoint import checkpoint_sha256, write_config
 from examples.libero.environment import ROOT, VENV
 from tests.infer.helpers import tiny_policy
 from tests.service.helpers import running_policy
