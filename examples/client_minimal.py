@@ -49,7 +49,10 @@ class RecordedRobot:
 
 
 def control(policy, robot, prompt, steps, seconds, units, query_every):
-    """The loop: a query every ``query_every`` steps in the background, a pose of the newest chunk at every step."""
+    """The loop: a query every ``query_every`` steps in the background, a pose of the newest chunk at every step.
+
+    Where no answer comes, as while the service is started anew, the arm goes to the chunk's end and stays there.
+    """
     policy.reset()
     policy.set_prompt(prompt)
     chunk, query = None, None
@@ -58,10 +61,15 @@ def control(policy, robot, prompt, steps, seconds, units, query_every):
             if query is None and step % query_every == 0:
                 query = background.submit(ask, policy, robot.observe(), prompt)
             if query is not None and (chunk is None or query.done()):  # the first chunk is waited for
-                chunk, query = query.result(), None
-                ms = {stage: round(1e3 * s, 1) for stage, s in policy.last_timing.items()}
-                print(f"step {step}: chunk for t = {chunk['times'][0]:.3f} to {chunk['times'][-1]:.3f}; ms: {ms}")
-            robot.execute(*pose_at(chunk, robot.now + units))
+                answer, query = query, None
+                try:
+                    chunk = answer.result()
+                    ms = {stage: round(1e3 * s, 1) for stage, s in policy.last_timing.items()}
+                    print(f"step {step}: chunk for t = {chunk['times'][0]:.3f} to {chunk['times'][-1]:.3f}; ms: {ms}")
+                except TransportError as error:
+                    print(f"step {step}: no answer, the arm stays where the last chunk ends: {error}")
+            if chunk is not None:
+                robot.execute(*pose_at(chunk, robot.now + units))
             robot.wait(seconds, units)
 
 

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+from time import sleep
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +19,7 @@ from apt.infer.remote_service import main as remote_service
 from data_utils.datasets import AlohaPickPlace
 from examples import client_minimal
 from examples.record_frames import main as record_frames
-from shm_transport import RemoteError, SessionLost, connection_info
+from shm_transport import RemoteError, SessionLost, TransportError, connection_info
 from shm_transport.names import NameServer
 from tests.infer.helpers import frame_at
 from tests.service.helpers import PROMPT, STEPS, connect
@@ -209,6 +210,42 @@ def test_the_client_example_sets_the_prompt_again_where_its_session_was_lost():
 
     assert client_minimal.ask(SimpleNamespace(run_inference=run_inference), {}, PROMPT) == "chunk"
     assert told == [None, PROMPT]
+
+
+def test_the_client_example_stays_at_its_chunks_end_while_the_service_is_away_and_goes_on_when_it_is_back(capsys):
+    asked = []
+
+    def run_inference(frame, prompt=None):
+        asked.append(prompt)
+        if 2 <= len(asked) <= 3:
+            raise TransportError("no service there")
+        if len(asked) == 4:
+            raise SessionLost("the service was restarted")
+        poses = np.tile(np.eye(4), (1, 3, 1, 1, 1))
+        poses[0, :, 0, 0, 3] = len(asked) + np.arange(3)
+        return {"poses": poses, "grippers": np.ones((1, 3, 1)), "times": frame["timestamp"] + np.arange(1.0, 4.0)}
+
+    class Robot:
+        now, executed = 0.0, []
+
+        def observe(self):
+            return {"timestamp": self.now}
+
+        def execute(self, world_from_ee, openness):
+            self.executed.append(float(world_from_ee[0, 0, 3]))
+
+        def wait(self, seconds, units):
+            sleep(seconds)
+            self.now += units
+
+    policy = SimpleNamespace(
+        run_inference=run_inference, reset=lambda: None, set_prompt=lambda prompt: None, last_timing={}
+    )
+    client_minimal.control(policy, Robot(), PROMPT, steps=40, seconds=0.02, units=1.0, query_every=10)
+    assert asked == [None, None, None, None, PROMPT]
+    assert Robot.executed[:3] == [1.0, 2.0, 3.0] and set(Robot.executed[3:30]) == {3.0} and Robot.executed[-1] == 7.0
+    said = capsys.readouterr().out
+    assert said.count("no answer, the arm stays where the last chunk ends: no service there") == 2
 
 
 def test_the_client_example_says_in_one_line_that_there_are_no_frames(tmp_path, monkeypatch):
