@@ -38,6 +38,8 @@ def load_policy(
         logger.warning("%s goes by the sampling rules that it was trained with (%s)", path, "; ".join(changed))
     if unknown:
         logger.warning("%s: ignored in its configuration, unknown to this version: %s", path, ", ".join(unknown))
+    if config.train_stage == 0:
+        logger.warning("%s is a VA prior: it wants an instruction and does not follow it", path)
     half = config.fp16 and device.type == "cuda"
     dtype = torch.bfloat16 if half else torch.float32
     model = VLA(config.vla_config(), frozen_dtype=dtype, random_vlm=config.random_vlm)

@@ -209,6 +209,12 @@ def test_averaged_weights_are_others_than_the_last_ones(checkpoint, dataset):
     assert not np.array_equal(*plans)
 
 
+def test_a_prior_that_follows_no_instruction_says_so(tmp_path, located, caplog):
+    assert train(tmp_path, "prior", max_iterations=1, train_stage=0) == 0
+    TrajPlanner(tmp_path / "ckpt" / "prior" / "ckpt_latest.pt", ensemble=0, steps=2)
+    assert "is a VA prior: it wants an instruction and does not follow it" in caplog.text
+
+
 def test_open_loop_says_what_it_measured_with_and_whether_training_saw_the_episodes(
     checkpoint, episode_dir, tmp_path, capsys
 ):
