@@ -22,6 +22,7 @@ from data_utils.words import counted
 GAP = 10.0  # times the median step
 SHORTEST_STEP, LONGEST_STEP = 1e-3, 2.0  # seconds between frames; simulated sets count steps of 1
 LOOSE, FIRM = 5.0, 1.0  # degrees: what no camera turns that is fixed to a hand; what one may
+LIFT = 0.03  # metres: more than a hand that stays where it is
 SEEN = 0.05  # of the frames: what at least one fixed camera sees of an end-effector that is where its pose says
 
 
@@ -86,6 +87,26 @@ def _gripper(episode: Episode) -> Iterator[Fault]:
         if np.ptp(openness) == 0:
             which = "" if episode.num_ee == 1 else f" of end-effector {arm}"
             yield Fault("gripper", f"gripper{which} is {openness[0]:g} in every frame; is its reading connected?")
+        elif (carried := carried_open(openness, episode.world_from_ee[:, arm, 2, 3])) is not None:
+            first, last = carried
+            what = f"end-effector {arm} comes down closed, opens at frame {first}, is lifted and closes at frame {last}"
+            yield Fault("gripper", f"{what}, as one that holds something does the other way round; is openness 1 open?")
+
+
+def carried_open(openness: np.ndarray, height: np.ndarray) -> tuple[int, int] | None:
+    """First and last frame in which a gripper is open, where it would pick up and put down if that were closed.
+
+    Args:
+        openness: (T,); height: (T,) of the hand, metres.
+    """
+    is_open = openness > 0.5
+    flips = np.flatnonzero(np.diff(is_open))
+    if is_open[0] or len(flips) != 2:
+        return None
+    first, last = int(flips[0]) + 1, int(flips[1])
+    top = height[first : last + 1].max()
+    lifted = min(height[0], top) - height[first] > LIFT and top - height[last] > LIFT
+    return (first, last) if lifted else None
 
 
 def _times(episode: Episode) -> Iterator[Fault]:

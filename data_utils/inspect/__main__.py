@@ -22,6 +22,7 @@ from data_utils.checks.contents import Contents
 from data_utils.cli import CommandLineError, bar, check_writable, parse
 from data_utils.config import DataConfig
 from data_utils.data_loc import episode_files
+from data_utils.datasets import get_dataset_class
 from data_utils.errors import DataError, Fault
 from data_utils.files import write_json
 from data_utils.inspect.texts import count_text, episode_lines, set_lines, speed_lines
@@ -184,8 +185,6 @@ def _whole(report: Report, path: str) -> Report:
 def _dataset_class(name: str):
     if not name:
         return None
-    from data_utils.datasets import get_dataset_class  # needs torch, which takes seconds to import
-
     return get_dataset_class(name)
 
 

@@ -1,10 +1,13 @@
 """Mistakes in recordings that the format allows: refused by the writer, or remarked on with the number that tells."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from data_utils.checks.unusual import find_warnings
+from data_utils.checks.unusual import carried_open, find_warnings
 from data_utils.errors import DataError
 from data_utils.geometry.motion import median_speed, other_orders, turning
 from data_utils.h5io import CameraData, EpisodeData, EpisodeWriter, write_episode
@@ -13,6 +16,7 @@ from tests.data.episodes import edited
 from tests.data.episodes import write_episode as write_small
 
 T = 12
+ROOT = Path(__file__).parents[2]
 
 
 def remarks(path) -> dict[str, str]:
@@ -89,3 +93,18 @@ def test_the_median_speed_is_of_the_steps_that_move():
     poses[3:, 0, 3] = [1.0, 2.0, 3.0]
     assert median_speed(poses, np.arange(6) * 0.5) == pytest.approx(2.0)
     assert median_speed(np.tile(np.eye(4), (3, 1, 1)), np.arange(3.0)) == 0.0
+
+
+def test_a_gripper_whose_openness_is_the_other_way_round_shows_where_it_carries(tmp_path):
+    """On demonstrations that put something into a tray, and on one that ends with what it has lifted."""
+    files = sorted((ROOT / "assets" / "episodes").glob("*.hdf5"))
+    assert files
+    for file in files:
+        assert "gripper" not in remarks(file)
+        other = tmp_path / file.name
+        other.write_bytes(file.read_bytes())
+        with edited(other) as opened:
+            opened["gripper"][...] = 1 - opened["gripper"][...]
+        assert re.search(r"opens at frame \d+, is lifted and closes at frame \d+", remarks(other)["gripper"])
+    height = np.array([0.3, 0.2, 0.05, 0.05, 0.2, 0.3])
+    assert carried_open(np.array([0.0, 1, 1, 0, 0, 0]), height) is None
