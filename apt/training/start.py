@@ -9,6 +9,7 @@ import torch
 
 from apt.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, read_config
 from apt.configs import TrainConfig, TrainedConfig, changed_rules, train_config_from_dict
+from apt.model.encoders.hub import load_config
 from apt.model.pretrained import OTHER_VLM, CheckpointMismatch
 from apt.model.vla import VLA
 from apt.training.inheritance import other_structure
@@ -63,12 +64,28 @@ def _other_sampling(saved: dict, config: TrainConfig) -> list[str]:
     ]
 
 
+def _check_image_sizes(config: TrainConfig) -> None:
+    vision = load_config(config.vlm).vision_config
+    side = vision.patch_size * vision.spatial_merge_size
+    for name, data in zip(config.dataset_classes, config.data_configs(), strict=True):
+        if any(pixels % side for pixels in data.image_hw):
+            height, width = data.image_hw
+            fits = max(side, side * round(max(height, width) / side))
+            raise ConfigError(
+                f"images of {name} are {height} x {width}, and VLM {config.vlm} reads squares of {side} pixels; "
+                f"give --image_size {fits}, or another multiple of {side}"
+            )
+
+
 def build_model(config: TrainConfig, on_gpu: bool) -> VLA:
     """The policy with fresh weights, alike on every rank, on the CPU.
 
     Args:
         on_gpu: where it will train; decides in what precision a frozen VLM is kept.
+    Raises:
+        ConfigError: images that the VLM cannot cut into its tokens.
     """
+    _check_image_sizes(config)
     torch.manual_seed(config.seed)
     return VLA(
         config.vla_config(),

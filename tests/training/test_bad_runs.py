@@ -55,6 +55,14 @@ def test_flags_that_are_almost_right_are_named_rightly(capsys):
         assert f"unknown flag --{typed}; did you mean --{meant}?" in capsys.readouterr().err
 
 
+def test_images_that_the_vlm_cannot_cut_into_tokens_are_refused_before_anything_is_built(tmp_path, located, capsys):
+    assert train(tmp_path, "run", max_iterations=1, image_size=100) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.endswith("are 100 x 100, and VLM tiny reads squares of 16 pixels; give --image_size 96, or another "
+                         "multiple of 16")  # fmt: skip
+    assert not (tmp_path / "ckpt").exists()
+
+
 def test_stage_1_without_a_prior_says_how_to_name_one(tmp_path, capsys):
     assert launch(["train", "--config", "debug", "--gpus", "cpu", "--stage", "1", "--ckpt_dir", str(tmp_path)]) == 2
     assert "--va-name names its run, --one-stage does without" in capsys.readouterr().err
