@@ -11,8 +11,10 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test needs a network; without this, a missing model is asked for
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # spinning threads slow the other processes of a test
 # Of the suite's processes, and of those that tests start: together no more than there are cores, which would slow all.
-THREADS = max(1, min(2, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
-os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
+os.environ.setdefault(
+    "OMP_NUM_THREADS",
+    str(max(1, min(2, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))),
+)
 
 import pytest
 import torch
@@ -29,7 +31,7 @@ VIDEOS = Path(__file__).parent / "videos"
 
 @pytest.fixture(scope="session", autouse=True)
 def _threads():
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(autouse=True)
