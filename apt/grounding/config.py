@@ -29,7 +29,7 @@ class GroundingConfig:
     """Folder for the model, its card and what resuming needs."""
     init: Path | None = None
     """Model of an earlier run to go on from, with its sizes and tokenizer; None: fresh weights."""
-    steps: int = 3000
+    steps: int = 2500
     batch: int = 32
     """Sequences of four questions each."""
     lr: float = 1.5e-3
