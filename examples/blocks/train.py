@@ -35,11 +35,16 @@ class TrainBlocksConfig:
     """Further steps in which the VLM trains too."""
     trials: int = 100
     """Episodes in closed loop, of each split."""
+    splits: tuple[str, ...] = ()
+    """Splits to evaluate in; none named: all."""
     seed: int = 0
     """Of demonstrations and training."""
 
 
 def train(config: TrainBlocksConfig) -> None:
+    known = tuple(load_world().splits)
+    if unknown := [split for split in config.splits if split not in known]:
+        raise ValueError(f"--splits: there is no split {', '.join(unknown)}; choose from {', '.join(known)}")
     out = config.out.resolve()
     recipe, steps = Recipe(out, config.seed), Steps(5)
     steps.begin("demonstrations of the scripted expert")
@@ -51,7 +56,7 @@ def train(config: TrainBlocksConfig) -> None:
     steps.begin("stage 1: VLA, the VLM trained with it")
     policy = recipe.export(recipe.finetune(frozen, "tuned", config.tune_iter, *TUNING), out / "policy_vla")
     steps.begin("closed loop")
-    found = {split: recipe.evaluate(split, policy, split, config.trials) for split in load_world().splits}
+    found = {split: recipe.evaluate(split, policy, split, config.trials) for split in config.splits or known}
     print("", *(closing_line(split, summary) for split, summary in found.items()), sep="\n")
     print(f"{out / 'policy_va'} and {policy}, in {steps.seconds:.0f} s")
 

@@ -151,13 +151,13 @@ def test_the_named_block_lies_nearest_to_the_trays_in_the_share_of_episodes_that
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("split", ["SO", "UOUE"])
-def test_the_expert_succeeds_in_97_of_100_episodes(split):
-    with BlocksEnv(split) as env:
-        successes = 0
-        for seed in range(100):
-            env.reset([40, seed])
-            successes += run_episode(env, ScriptedExpert(), 120).success
+def test_the_expert_succeeds_in_97_of_100_episodes():
+    successes = 0
+    for split in ("SO", "UOUE"):
+        with BlocksEnv(split) as env:
+            for seed in range(50):
+                env.reset([40, seed])
+                successes += run_episode(env, ScriptedExpert(), 120).success
     assert successes >= 97
 
 
