@@ -14,6 +14,7 @@ import dataclasses
 import fcntl
 import importlib.util
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -66,8 +67,11 @@ def build_parser() -> argparse.ArgumentParser:
     sizes = parser.add_argument_group("sizes (default, as of all below: the preset's)")
     sizes.add_argument("--va-iter", type=int, help="training steps of a VA prior")
     sizes.add_argument("--vla-iter", type=int, help="of a VLA")
-    sizes.add_argument("--one-stage-iter", type=int, help="of a VLA without a prior (default: --vla-iter)")
+    one_stage = "of a VLA without a prior (default: --vla-iter; grid claim: --va-iter and --vla-iter together)"
+    sizes.add_argument("--one-stage-iter", type=int, help=one_stage)
     sizes.add_argument("--demo-episodes", type=int, help="demonstrations to record")
+    flags = "further flags of the program that records them, e.g. '--nearest 0.95'; held-out ones are as ever"
+    sizes.add_argument("--demo-flags", type=shlex.split, default=[], metavar="FLAGS", help=flags)
     sizes.add_argument("--demo-test-episodes", type=int, help="held-out demonstrations to record")
     for field in dataclasses.fields(EvaluationSizes):
         sizes.add_argument(f"--eval-{field.name.replace('_', '-')}", type=int, help=f"evaluation's {field.name}")
@@ -112,7 +116,7 @@ def plan(argv: Sequence[str]) -> Plan:
     if world is not None and (args.demos is None or evaluation == world.evaluation):
         _check_simulator()
     slots = _slots(args)
-    sizes = _sizes(args)
+    sizes = _sizes(args, grid)
     cells = expand(grid, base, args.seeds, sizes.iterations)
     out = args.out.absolute()
     data, demos, recording = _data(args, base, sizes, out)
@@ -147,18 +151,18 @@ def _check_fields(grid: Grid, fields: Sequence[str]) -> None:
         raise CommandLineError(f"--{name} is set by {by}; leave it out")
 
 
-def _sizes(args: argparse.Namespace) -> Sizes:
+def _sizes(args: argparse.Namespace, grid: Grid) -> Sizes:
     """The preset's, with what the command line changes."""
     preset = sizes_for(args.config)
     names = [field.name for field in dataclasses.fields(EvaluationSizes)]
     given = {name: getattr(args, f"eval_{name}") for name in names}
     evaluation = {name: value for name, value in given.items() if value is not None}
-    vla = args.vla_iter or preset.iterations.vla
-    one_stage = args.one_stage_iter or (args.vla_iter or preset.iterations.one_stage)
+    va, vla = args.va_iter or preset.iterations.va, args.vla_iter or preset.iterations.vla
+    one_stage = args.one_stage_iter or (va + vla if grid.even else args.vla_iter or preset.iterations.one_stage)
     return Sizes(
         args.demo_episodes or preset.episodes,
         args.demo_test_episodes or preset.test_episodes,
-        Iterations(args.va_iter or preset.iterations.va, vla, one_stage),
+        Iterations(va, vla, one_stage),
         dataclasses.replace(preset.evaluation, **evaluation),
         preset.pace,
     )
@@ -182,6 +186,9 @@ def _data(
     args: argparse.Namespace, base: TrainConfig, sizes: Sizes, out: Path
 ) -> tuple[dict, Path | None, Recording | None]:
     """What identifies the data, their folder, and how they are recorded; None for what there is not."""
+    world = _world(base)
+    if args.demo_flags and (args.demos is not None or world is None):
+        raise CommandLineError("--demo-flags are of demonstrations that are recorded; these are there already")
     if args.demos is not None:
         demos = args.demos.absolute()
         for part in ("train", "test"):
@@ -189,11 +196,11 @@ def _data(
                 raise StudyError(f"--demos {demos} has no folder {part}; wanted train and test, as recorded")
         base.data_configs()
         return {"files": files_digest(demos)}, demos, None
-    world = _world(base)
     if world is None:
         return {"located": list(base.dataset_classes)}, None, None  # the user's own, as in training
     workers = min(cores(), MOST_RECORDERS)
-    recording = Recording(sizes.episodes, sizes.test_episodes, sizes.evaluation.image_size, workers, world)
+    image_size, flags = sizes.evaluation.image_size, tuple(args.demo_flags)
+    recording = Recording(sizes.episodes, sizes.test_episodes, image_size, workers, world, train_flags=flags)
     return recording.settings, out / "demos", recording
 
 

@@ -25,6 +25,7 @@ class Row:
         columns: what the table shows of it, by column: a check mark or a blank for a bool, else the text.
         family: rows of one family differ in ``stages`` alone, and the chart and the table show the gain between them.
         changes: fields of TrainConfig.
+        short: of one stage, trained as long as the second stage of the others, whatever the other 1-stage rows are.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Row:
     columns: Mapping[str, bool | str]
     family: str
     changes: Mapping[str, Any] = field(default_factory=dict)
+    short: bool = False
 
     @property
     def label(self) -> str:
@@ -41,9 +43,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Grid:
+    """Rows to compare.
+
+    Args:
+        even: 1-stage rows train as long as both stages of the others together, unless the command line says how long.
+    """
+
     name: str
     title: str
     rows: tuple[Row, ...]
+    even: bool = False
 
 
 def _recipe(insulated: bool, stages: int) -> Row:
@@ -53,6 +62,13 @@ def _recipe(insulated: bool, stages: int) -> Row:
     name = f"{'ki' if insulated else 'joint'}_{stages}stage"
     changes = {"arch": "apt", "vlm_finetune_mode": mode, "knowledge_insulation": insulated}
     return Row(name, stages, columns, family, changes)
+
+
+def _claim(mode: str, stages: int, short: bool = False) -> Row:
+    family = {"frozen": "VLM frozen", "full": "VLM trained"}[mode] + (", as long as the second stage" if short else "")
+    columns = {"VLM": mode, "Stages": str(stages), "Samples": "of the second stage" if short else "all"}
+    name = f"{'joint' if mode == 'full' else mode}_{stages}stage{'_short' if short else ''}"
+    return Row(name, stages, columns, family, {"vlm_finetune_mode": mode}, short)
 
 
 def _architecture(arch: str, title: str, stages: int) -> Row:
@@ -82,6 +98,18 @@ GRIDS = {
             "table2",
             "Recipe: knowledge insulation, two stages, joint training of the VLM",
             tuple(_recipe(insulated, stages) for stages in (1, 2) for insulated in (True, False)),
+        ),
+        Grid(
+            "claim",
+            "A vision-action prior first and language second, or both at once",
+            (
+                _claim("full", 1),
+                _claim("frozen", 1),
+                _claim("frozen", 1, short=True),
+                _claim("frozen", 2),
+                _claim("full", 2),
+            ),
+            even=True,
         ),
         Grid(
             "architectures",
@@ -210,7 +238,7 @@ def expand(grid: Grid, base: TrainConfig, seeds: int, iterations: Iterations) ->
 
 
 def _cell(row: Row, base: TrainConfig, seed: int, iterations: Iterations) -> Cell:
-    steps = iterations.vla if row.stages == 2 else iterations.one_stage
+    steps = iterations.vla if row.stages == 2 or row.short else iterations.one_stage
     config = dataclasses.replace(base, **row.changes, train_stage=1, seed=seed, max_iterations=steps)
     if row.stages == 1:
         return Cell(row, seed, config, None)

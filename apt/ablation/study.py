@@ -57,7 +57,11 @@ class Step:
 
 @dataclass(frozen=True)
 class Recording:
-    """Demonstrations that are recorded when they are not there yet."""
+    """Demonstrations that are recorded when they are not there yet.
+
+    Args:
+        train_flags: of the program that records, for those to train on alone.
+    """
 
     episodes: int
     test_episodes: int
@@ -65,22 +69,28 @@ class Recording:
     workers: int
     world: World
     seed: int = 0
+    train_flags: tuple[str, ...] = ()
 
     @property
     def settings(self) -> dict[str, Any]:
         """What the episodes depend on, as JSON gives it back."""
-        values = {name: value for name, value in vars(self).items() if name not in ("workers", "world")}
+        values = {name: value for name, value in vars(self).items() if name not in ("workers", "world", "train_flags")}
+        if self.train_flags:
+            values["train_flags"] = list(self.train_flags)
         return {**values, "record": self.world.record, "flags": list(self.world.flags)}
 
     def steps(self, demos: Path) -> list[Step]:
         """Held-out episodes come from other seeds."""
-        parts = (("train", self.episodes, self.seed), ("test", self.test_episodes, self.seed + 1000))
-        return [self._step(demos / part, count, seed) for part, count, seed in parts]
+        parts = (
+            ("train", self.episodes, self.seed, self.train_flags),
+            ("test", self.test_episodes, self.seed + 1000, ()),
+        )
+        return [self._step(demos / part, count, seed, flags) for part, count, seed, flags in parts]
 
-    def _step(self, folder: Path, count: int, seed: int) -> Step:
+    def _step(self, folder: Path, count: int, seed: int, flags: Sequence[str]) -> Step:
         command = [sys.executable, "-m", self.world.record, "--out", str(folder), "--episodes", str(count)]
         command += ["--seed", str(seed), "--image-size", str(self.image_size)]
-        command += ["--workers", str(self.workers), *self.world.flags]
+        command += ["--workers", str(self.workers), *self.world.flags, *flags]
 
         def left() -> int:
             path = folder / "dataset.json"

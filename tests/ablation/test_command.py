@@ -85,6 +85,21 @@ def test_sizes_come_from_the_preset_and_the_command_line_goes_over_them(tmp_path
 
 
 @pytest.mark.usefixtures("simulator")
+def test_the_claim_is_tested_with_equal_samples_on_demonstrations_that_may_give_the_target_away(tmp_path, capsys):
+    argv = "--grid claim --config blocks --gpus cpu --va-iter 5 --vla-iter 20".split()
+    even = plan([*argv, "--out", str(tmp_path)])
+    given = plan([*argv, "--out", str(tmp_path), "--demo-flags", "--nearest 0.95"])
+    steps = {cell.row.name: cell.config.max_iterations for cell in given.study.cells}
+    assert steps["frozen_1stage"] == 25 and steps["frozen_1stage_short"] == steps["frozen_2stage"] == 20
+    train, test = (step.command("cpu") for step in given.recording.steps(tmp_path))
+    assert train[-2:] == ["--nearest", "0.95"] and "--nearest" not in test, "targets are judged as they are drawn"
+    assert given.recording.settings["train_flags"] == ["--nearest", "0.95"]
+    assert "train_flags" not in even.recording.settings
+    assert main([*argv, "--out", str(tmp_path), "--demos", str(tmp_path), "--demo-flags", "--nearest 0.95"]) == 2
+    assert "--demo-flags are of demonstrations that are recorded" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("simulator")
 def test_the_data_set_says_in_which_world_demonstrations_are_recorded_and_policies_run(tmp_path, capsys):
     argv = ["--grid", "table2", "--gpus", "cpu", "--out", str(tmp_path)]
     planned = plan([*argv, "--config", "blocks"])

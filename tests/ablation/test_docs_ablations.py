@@ -24,7 +24,7 @@ def blocks(language: str) -> list[str]:
 
 def test_every_command_parses_and_names_presets_with_sizes_and_fields_that_exist():
     commands = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
-    assert len(commands) == 7
+    assert len(commands) == 9
     for command in commands:
         words = shlex.split(command)
         assert words[:3] == ["python", "-m", "apt.ablate"]

@@ -33,6 +33,21 @@ def test_table_2_has_its_four_recipes_with_each_seed():
         assert cell.config.seed == cell.seed and cell.config.train_stage == 1
 
 
+def test_the_claims_rows_see_as_many_samples_in_one_stage_as_in_two_but_for_the_short_one():
+    cells = {cell.row.name: cell for cell in cells_of("claim") if cell.seed == 0}
+    assert {name: cell.config.vlm_finetune_mode for name, cell in cells.items()} == {
+        "joint_1stage": "full",
+        "frozen_1stage": "frozen",
+        "frozen_1stage_short": "frozen",
+        "frozen_2stage": "frozen",
+        "joint_2stage": "full",
+    }
+    assert cells["frozen_1stage_short"].config.max_iterations == ITERATIONS.vla
+    assert cells["frozen_1stage"].config.max_iterations == ITERATIONS.one_stage
+    shared = cells["frozen_2stage"].prior.settings
+    assert shared == cells["joint_2stage"].prior.settings, "both start from one prior"
+
+
 def test_rows_differ_in_what_their_columns_say_and_nothing_else_is_named_twice():
     for grid in GRIDS.values():
         assert len({row.name for row in grid.rows}) == len(grid.rows)
