@@ -64,7 +64,9 @@ class Holdout:
         say: Callable[[str], None],
     ) -> None:
         self._config, self._backend = config, backend
-        each = -(-config.eval_samples // backend.world_size)  # as many on every rank, which work together
+        frames = sum(int(dataset.lengths.sum()) for dataset in datasets)
+        # As many on every rank, which work together.
+        each = -(-min(config.eval_samples, frames) // backend.world_size)
         keys = spread(datasets, each * backend.world_size)[backend.rank :: backend.world_size]
         self._batches = _read(config, datasets, keys, vlm)
         unread = len(backend.gather([fault for batch in self._batches for fault in batch.skipped]))

@@ -29,6 +29,9 @@ DEPTHS = tuple(FILES_PER_PROCESS)
 ROOT = Path(__file__).resolve().parents[2]
 
 
+_START = 60.0  # seconds, which an interpreter may take on a busy machine
+
+
 @dataclass(frozen=True)
 class Request:
     """What to check.
@@ -225,15 +228,16 @@ class _Child:
             start_new_session=True,  # a Ctrl-C is for the parent, whose end closes stdin
         )
         try:
-            self._receive()
+            self._receive(least=_START)
         except (EOFError, TimeoutError) as error:
             self.close()
             raise RuntimeError("the checking process did not start; run python -m data_utils.checks to see") from error
 
-    def _receive(self) -> dict:
-        """One answer. Raises ``TimeoutError`` after silence, ``EOFError`` where the process has ended."""
+    def _receive(self, least: float = 0.0) -> dict:
+        """One answer. Raises ``TimeoutError`` after silence (of ``least`` seconds at least), ``EOFError`` where the
+        process has ended."""
         while b"\n" not in self._received:
-            if not select.select([self._process.stdout], [], [], self.timeout)[0]:
+            if not select.select([self._process.stdout], [], [], max(self.timeout, least))[0]:
                 raise TimeoutError
             data = os.read(self._process.stdout.fileno(), 1 << 16)
             if not data:

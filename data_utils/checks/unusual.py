@@ -22,6 +22,7 @@ from data_utils.words import counted
 GAP = 10.0  # times the median step
 SHORTEST_STEP, LONGEST_STEP = 1e-3, 2.0  # seconds between frames; simulated sets count steps of 1
 LOOSE, FIRM = 5.0, 1.0  # degrees: what no camera turns that is fixed to a hand; what one may
+NEARLY_CLOSED = 0.2
 LIFT = 0.03  # metres: more than a hand that stays where it is
 SEEN = 0.05  # of the frames: what at least one fixed camera sees of an end-effector that is where its pose says
 
@@ -87,6 +88,9 @@ def _gripper(episode: Episode) -> Iterator[Fault]:
         if np.ptp(openness) == 0:
             which = "" if episode.num_ee == 1 else f" of end-effector {arm}"
             yield Fault("gripper", f"gripper{which} is {openness[0]:g} in every frame; is its reading connected?")
+        elif openness.max() < NEARLY_CLOSED:
+            what = f"gripper of end-effector {arm} is {openness.max():.3g} at most"
+            yield Fault("gripper", f"{what}, where 1 is open; is it a width in metres?")
         elif (carried := carried_open(openness, episode.world_from_ee[:, arm, 2, 3])) is not None:
             first, last = carried
             what = f"end-effector {arm} comes down closed, opens at frame {first}, is lifted and closes at frame {last}"

@@ -56,7 +56,7 @@ class EpisodeWriter:
         self._scalars: dict[str, list[np.ndarray]] = {"timestamp": []}
         self.cameras = tuple(cameras)
         self.num_arms = num_arms
-        self.prompts = [prompts] if isinstance(prompts, str) else list(prompts or ())
+        self.prompts = [prompts] if isinstance(prompts, (str, bytes)) else list(prompts or ())
         self.jpeg_quality = jpeg_quality
         if not self.cameras or len(set(self.cameras)) != len(self.cameras):
             raise self._fault("cameras", f"are {self.cameras}; wanted at least one name, each once", "camera")

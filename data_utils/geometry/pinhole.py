@@ -31,7 +31,8 @@ def off_centre(K: np.ndarray, hw: Size) -> str | None:
     """What is unusual about a principal point of (3, 3) outside the middle half of the image, or None."""
     height, width = hw
     x, y = float(K[0, 2]), float(K[1, 2])
-    if width / 4 <= x <= width * 3 / 4 and height / 4 <= y <= height * 3 / 4:
+    # The border is out: there lies the middle of images half or one and a half times as large.
+    if width / 4 < x < width * 3 / 4 and height / 4 < y < height * 3 / 4:
         return None
     return f"principal point ({x:.4g}, {y:.4g}) is far from the middle of the image of {width} x {height}"
 

@@ -224,10 +224,23 @@ class H5DatasetMapBase:
             self._open_episodes.move_to_end(index)
             return self._open_episodes[index]
         episode = self._open(index)
+        self._check_clock(episode)
         self._open_episodes[index] = episode
         if len(self._open_episodes) > self.max_open_episodes:
             self._open_episodes.popitem(last=False)[1].close()
         return episode
+
+    def _check_clock(self, episode: Episode) -> None:
+        """Raises :class:`DataError` where a chunk ends before the next frame: every target is the pose of now."""
+        config, times = self.config, episode.times(self.config.record_dt)
+        if config.sample_dt is None or len(times) < 2:
+            return
+        span = config.num_future * config.sample_state_gaps * config.sample_dt
+        usual = float(np.median(np.diff(times)))
+        if span < usual:
+            what = f"has a frame every {usual:.4g} s in the median, and the {config.num_future} steps that dataset"
+            why = f"{self.name} looks ahead end after {span:.4g} s; are timestamp and sample_dt both in seconds?"
+            raise DataError(f"{episode.path}: {what} {why}", "time")
 
     # -- reading ------------------------------------------------------------------------------------------------
 

@@ -35,5 +35,6 @@ def split(datasets: Sequence[H5DatasetMapBase], share: float) -> tuple[list[H5Da
     held_out = [apart for _, apart in parts if len(apart)]
     if not held_out:
         count = sum(len(rest) for rest, _ in parts)
-        raise DataError(f"eval_split {share:g} holds out none of {count} episodes; raise it, or give 0", "location")
+        what = f"holds out none of {count} episodes (it takes those whose names' hashes are below it)"
+        raise DataError(f"eval_split {share:g} {what}; raise it, or give 0", "location")
     return [rest for rest, _ in parts], held_out

@@ -83,6 +83,8 @@ def test_a_principal_point_outside_the_middle_half_is_a_remark(tmp_path, caplog)
     K = np.array(GOOD)
     K[0, 2] = 27.0
     assert intrinsics_fault(K[None], (24, 32)) is None and off_centre(np.array(GOOD), (24, 32)) is None
+    for share in (0.5, 1.5):  # of images of another size
+        assert off_centre(np.array(GOOD) * [[share], [share], [1]], (24, 32)) is not None
     assert off_centre(K, (24, 32)) == "principal point (27, 12) is far from the middle of the image of 32 x 24"
     record(tmp_path / "a.h5", K, cameras=("front", "wrist"))
     window = FrameWindow(config())

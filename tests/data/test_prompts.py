@@ -8,11 +8,12 @@ import pytest
 
 from data_utils.errors import DataError
 from data_utils.h5io import Episode, EpisodeWriter
-from data_utils.prompts import MAX_CHARACTERS, check_prompt, one_spaced
+from data_utils.prompts import MAX_CHARACTERS, check_prompt, check_prompts, one_spaced
 from tests.data.episodes import write_episode
 
 BAD = {
-    "": "is empty", " \n": "is empty", "a" * (MAX_CHARACTERS + 1): f"has {MAX_CHARACTERS + 1} characters",
+    "": "is empty", " \n": "is empty", "None": "as a missing one is written", "nan": "as a missing one",
+    "a" * (MAX_CHARACTERS + 1): f"has {MAX_CHARACTERS + 1} characters",
     "open\x00it": r"has the character U\+0000 at 4", "beep\x07": r"U\+0007", "half \ud83d": r"U\+D83D",
 }  # fmt: skip
 GOOD = [
@@ -33,6 +34,8 @@ def test_what_is_no_instruction_is_refused_by_writer_and_check(tmp_path, text, c
     with pytest.raises(DataError, match=complaint) as caught:
         EpisodeWriter(tmp_path / "a.h5", ["front"], 1, text or [text])
     assert caught.value.rule == "prompt" and "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="are b'go', a bytes; wanted a list of texts"):
+        check_prompts(b"go")
     for value in (None, 7, float("nan"), ["open", "it"]):
         with pytest.raises(ValueError, match="wanted a text"):
             check_prompt(value)

@@ -1,5 +1,6 @@
 """Mistakes in recordings that the format allows: refused by the writer, or remarked on with the number that tells."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -7,10 +8,13 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from data_utils.checks.contents import read_contents
 from data_utils.checks.unusual import carried_open, find_warnings
 from data_utils.errors import DataError
 from data_utils.geometry.motion import median_speed, other_orders, turning
 from data_utils.h5io import CameraData, EpisodeData, EpisodeWriter, write_episode
+from data_utils.inspect.speed import config_of
+from data_utils.samples.dataset import H5DatasetMapBase
 from data_utils.video import VideoCache
 from tests.data.episodes import edited
 from tests.data.episodes import write_episode as write_small
@@ -108,3 +112,21 @@ def test_a_gripper_whose_openness_is_the_other_way_round_shows_where_it_carries(
         assert re.search(r"opens at frame \d+, is lifted and closes at frame \d+", remarks(other)["gripper"])
     height = np.array([0.3, 0.2, 0.05, 0.05, 0.2, 0.3])
     assert carried_open(np.array([0.0, 1, 1, 0, 0, 0]), height) is None
+
+
+def test_a_gripper_that_is_never_more_than_nearly_closed_may_be_a_width(tmp_path):
+    path = write_small(tmp_path / "a.h5")
+    with edited(path) as file:
+        file["gripper"][...] = np.linspace(0.0, 0.08, len(file["gripper"]))[:, None]
+    assert "is 0.08 at most, where 1 is open; is it a width in metres?" in remarks(path)["gripper"]
+
+
+def test_an_episode_whose_next_frame_lies_behind_the_whole_chunk_is_not_trained_on(tmp_path):
+    path = write_small(tmp_path / "a.h5")
+    config = dataclasses.replace(config_of(read_contents(path, VideoCache("pyav"))), sample_dt=0.5)
+    H5DatasetMapBase([path], config).sample(0, np.random.default_rng(0))
+    with edited(path) as file:
+        file["timestamp"][...] *= 1000  # milliseconds
+    with pytest.raises(DataError, match="are timestamp and sample_dt both in seconds") as refused:
+        H5DatasetMapBase([path], config).sample(0, np.random.default_rng(0))
+    assert refused.value.rule == "time"
