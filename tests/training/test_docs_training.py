@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from apt.checkpoint import find_checkpoint, load_checkpoint, read_config
+from apt.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, read_config
 from apt.model.encoders.hub import resolve
 from apt.model.pretrained import Origin
 from apt.presets import CONFIGS
@@ -170,6 +170,13 @@ def test_flags_mean_what_the_document_says_before_they_are_made_smaller(place, m
     monkeypatch.setattr(flags, "check_gpus", lambda gpus, present: None)
     monkeypatch.setattr(stages, "find_checkpoint", lambda name, folder: Path(name))
     monkeypatch.setattr(stages, "load_checkpoint", lambda path: {"weights": {}})
+
+    def read_config(path: Path) -> dict:
+        if "released" not in str(path):
+            raise CheckpointError("none that says more than the preset")
+        return {"model": "base", "vlm": "Qwen/Qwen3-VL-2B-Instruct", "vlm_layer_stride": 3}  # as released ones do
+
+    monkeypatch.setattr(stages, "read_config", read_config)
     monkeypatch.setattr(stages.Origin, "of", lambda content: Origin("apt", 1))
     runs = {}
     for command in filter(trains, commands()):
