@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from apt.configs import TrainConfig
@@ -24,15 +24,10 @@ def inherited(saved: Mapping[str, Any], preset: TrainConfig, says: Callable[[str
         ConfigError: the configuration contradicts itself.
     """
     own = preset.to_dict()
-    try:
-        before, now = meaning(saved), meaning(own)
-    except ValueError as error:
-        raise ConfigError(f"the configuration of the run to start from is of no use: {error}") from error
-    before |= {field: str(saved[field]) for field in STRUCTURE if field in saved}
-    now |= {field: str(own[field]) for field in STRUCTURE}
+    found = differing_meaning(saved, preset) | _differing(saved, own, STRUCTURE)
     # What an objective's answer means is told of that objective alone.
-    free = [field for field in before if not says(field) and not (field == "prediction" and says("objective"))]
-    return {field: (before[field], now[field]) for field in free if before[field] != now[field]}
+    free = [field for field in found if not says(field) and not (field == "prediction" and says("objective"))]
+    return {field: found[field] for field in free}
 
 
 def as_flags(values: Mapping[str, tuple[str, str]]) -> list[str]:
@@ -46,6 +41,20 @@ def as_flags(values: Mapping[str, tuple[str, str]]) -> list[str]:
 
 def other_structure(saved: Mapping[str, Any], config: TrainConfig) -> dict[str, tuple[str, str]]:
     """Fields that decide which tensors there are, the VLM's aside, and differ: field -> before and now."""
-    now = config.to_dict()
-    fields = [field for field in STRUCTURE if field != "vlm" and field in saved]
-    return {field: (str(saved[field]), str(now[field])) for field in fields if saved[field] != now[field]}
+    return _differing(saved, config.to_dict(), [field for field in STRUCTURE if field != "vlm"])
+
+
+def differing_meaning(saved: dict, config: TrainConfig) -> dict[str, tuple[str, str]]:
+    """In which fields the weights of a run whose configuration was ``saved`` mean something else than those of
+    ``config``: field -> values before and now, as its flag is given. Raises :class:`ConfigError`."""
+    try:
+        before, now = meaning(saved), meaning(config.to_dict())
+    except ValueError as error:
+        raise ConfigError(f"the configuration of the run to start from is of no use: {error}") from error
+    return {field: (before[field], now[field]) for field in now if before[field] != now[field]}
+
+
+def _differing(saved: Mapping[str, Any], now: Mapping[str, Any], fields: Sequence[str]) -> dict[str, tuple[str, str]]:
+    return {
+        field: (str(saved[field]), str(now[field])) for field in fields if saved.get(field, now[field]) != now[field]
+    }

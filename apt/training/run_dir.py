@@ -10,8 +10,8 @@ import numpy as np
 
 from apt.checkpoint import BEST, CheckpointError, load_checkpoint, read_config, write_config
 from apt.configs import TrainConfig, TrainedConfig, train_config_from_dict
-from apt.model.config import meaning
 from apt.model.pretrained import Origin
+from apt.training.inheritance import differing_meaning
 from data_utils.cli import check_writable
 from data_utils.files import remove_leftovers
 from train_utils.errors import ConfigError
@@ -80,16 +80,6 @@ def _changed_rules(saved: dict) -> list[str]:
     """Raises :class:`ConfigError` for rules that cannot be read."""
     trained = train_config_from_dict(saved)[0] if saved else None
     return trained.changed_rules() if isinstance(trained, TrainedConfig) else []
-
-
-def differing_meaning(saved: dict, config: TrainConfig) -> dict[str, tuple[str, str]]:
-    """In which fields the weights of a run whose configuration was ``saved`` mean something else than those of
-    ``config``: field -> values before and now, as its flag is given. Raises :class:`ConfigError`."""
-    try:
-        before, now = meaning(saved), meaning(config.to_dict())
-    except ValueError as error:
-        raise ConfigError(f"the configuration of the run to start from is of no use: {error}") from error
-    return {field: (before[field], now[field]) for field in now if before[field] != now[field]}
 
 
 def _saved_fields(latest: Path) -> dict:

@@ -12,8 +12,7 @@ from apt.configs import TrainConfig, TrainedConfig, changed_rules, train_config_
 from apt.model.encoders.hub import load_config
 from apt.model.pretrained import OTHER_VLM, CheckpointMismatch
 from apt.model.vla import VLA
-from apt.training.inheritance import other_structure
-from apt.training.run_dir import differing_meaning
+from apt.training.inheritance import differing_meaning, other_structure
 from train_utils.errors import ConfigError
 from train_utils.places import LATEST
 
