@@ -199,7 +199,7 @@ def test_expert_puts_the_named_object_into_the_bin(env):
 
 @pytest.mark.slow
 def test_expert_succeeds_in_nine_of_ten_episodes_even_when_pushed(env):
-    results = count_successes(env, 60) + count_successes(env, 60, disturb=0.06)
+    results = count_successes(env, 30) + count_successes(env, 30, disturb=0.06)
     assert sum(result.success for result in results) >= 0.95 * len(results)
     assert 50 <= np.mean([result.steps for result in results]) <= 80
 
