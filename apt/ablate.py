@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from apt.ablation.evaluation import EVALUATIONS, EvaluationSizes, load_evaluation
-from apt.ablation.grid import GRIDS, Grid, Iterations, expand, files_digest, select_rows
+from apt.ablation.grid import GRIDS, Cell, Grid, Iterations, expand, files_digest, select_rows
 from apt.ablation.presets import Sizes, sizes_for
 from apt.ablation.report import build_report, markdown, write_tables
 from apt.ablation.runner import REPOSITORY, Pace, Runner
@@ -56,6 +56,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--seeds", type=int, default=2, help="runs of every row (default: %(default)s)")
     add("--rows", metavar="NAME,...", help="these rows of the grid alone (default: all)")
     add("--out", type=Path, default=Path("ablation_out"), help="folder of everything (default: %(default)s)")
+    add("--results", type=Path, help="folder of the cells' results, a small file each (default: results under --out)")
+    add("--cells", metavar="NAME,...", help="run these cells alone, e.g. ki_2stage/seed1 (default: all)")
     add("--jobs", type=int, help="cells side by side (default: 1, or one per GPU)")
     add("--gpus", help="GPU indices, e.g. 0,1,2,3, shared out among the jobs; or cpu (default: all GPUs, else the CPU)")
     add("--demos", type=Path, help="recorded data, with folders train and test (default: recorded under --out)")
@@ -87,6 +89,8 @@ class Plan:
     recording: Recording | None
     slots: list[str]
     pace: Pace
+    steps: list[Step]
+    """Of the cells that are to run and have no result."""
 
 
 def plan(argv: Sequence[str]) -> Plan:
@@ -120,9 +124,21 @@ def plan(argv: Sequence[str]) -> Plan:
     cells = expand(grid, base, args.seeds, sizes.iterations)
     out = args.out.absolute()
     data, demos, recording = _data(args, base, sizes, out)
-    study = Study(out, grid, cells, args.config, data, demos, evaluation, sizes.evaluation)
+    results = (out / "results") if args.results is None else args.results.absolute()
+    study = Study(out, grid, cells, args.config, data, demos, evaluation, sizes.evaluation, results)
     study.check()
-    return Plan(args, study, recording, slots, Pace(study.folder / "pace.json", sizes.pace))
+    steps = study.steps(_chosen(args, cells))
+    return Plan(args, study, recording, slots, Pace(study.folder / "pace.json", sizes.pace), steps)
+
+
+def _chosen(args: argparse.Namespace, cells: list[Cell]) -> list[Cell]:
+    if args.cells is None:
+        return cells
+    by_name = {cell.name: cell for cell in cells}
+    names = args.cells.split(",")
+    if unknown := [name for name in names if name not in by_name]:
+        raise CommandLineError(f"--cells: there is no cell {', '.join(unknown)}; wanted {', '.join(by_name)}")
+    return [by_name[name] for name in names]
 
 
 def _world(base: TrainConfig) -> World | None:
@@ -225,12 +241,14 @@ def describe(planned: Plan) -> str:
     """The cells, what is done, and an estimate."""
     study = planned.study
     lines = [f"grid {study.grid.name}, {len(study.cells)} cells in {study.folder}"]
-    recording = [] if planned.recording is None else planned.recording.steps(study.demos)
-    steps = [*recording, *study.steps()]
+    recording = [] if planned.recording is None or not planned.steps else planned.recording.steps(study.demos)
+    steps = [*recording, *planned.steps]
     for cell in study.cells:
         own = [step for step in steps if cell in step.cells]
         done = sum(step.finished() for step in own)
-        state = "done" if study.result(cell) is not None else f"{done} of {len(own)} steps done"
+        state = f"{done} of {len(own)} steps done" if own else "done"
+        if not own and study.result(cell) is None:
+            state = "left out"
         failure = study.failure(cell)
         lines.append(f"  {cell.name:<32} {state}" + (f"; failed before: {failure}" if failure else ""))
     parts = planned.pace.seconds(recording, 1), planned.pace.seconds(steps[len(recording) :], len(planned.slots))
@@ -266,14 +284,14 @@ def _run(planned: Plan, argv: Sequence[str]) -> int:
     # Recording has processes of its own, one per core.
     alone = Runner(planned.slots[:1], _environment(study, 1), planned.pace, say, note)
     with alone.catching():
-        if planned.recording is not None:
+        if planned.recording is not None and planned.steps:
             alone.run(planned.recording.steps(study.demos))
     if alone.failures:
         print(f"error: {alone.failures[0].title} failed; see {alone.failures[0].log}", file=sys.stderr)
         return FAILED
     if alone.signal is None:
         with runner.catching():
-            runner.run(study.steps())
+            runner.run(planned.steps)
     told = alone.signal or runner.signal
     if told is not None:
         say(f"stopped; go on with: {with_environment(['python', '-m', 'apt.ablate', *argv])}")
@@ -297,10 +315,11 @@ def _report(planned: Plan) -> int:
     from apt.ablation.chart import write_chart  # matplotlib is slow to import
     from apt.ablation.curves import write_curves
 
-    report = build_report(planned.study)
-    table, text = write_tables(report)
-    chart = write_chart(report)
-    files = [table, text, chart, *filter(None, [write_curves(planned.study)])]
+    report, folder = build_report(planned.study), planned.study.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    table, text = write_tables(report, folder)
+    chart = write_chart(report, folder)
+    files = [table, text, chart, *filter(None, [write_curves(report, folder)])]
     print(f"\n{markdown(report)}\n" + "\n".join(map(str, files)))
     failed = sum(len(line.failed) for line in report.lines)
     if failed:

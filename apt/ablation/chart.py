@@ -25,8 +25,8 @@ STUB = 0.006  # of the panel's height: a bar of 0 shows whose it is
 WIDTH, PANEL_HEIGHT = 10.0, 3.3  # inches
 
 
-def write_chart(report: Report) -> Path:
-    """``chart.png`` in the grid's folder: a panel per measure that has settings, small ones below for the others."""
+def write_chart(report: Report, folder: Path) -> Path:
+    """``chart.png``: a panel per measure that has settings, small ones below for the others."""
     shown = panels(report.keys)
     small = {_wrapped(measure_of(key).title): [("", key)] for _, key in shown.pop("", [])}
     rows = [[title] * max(1, len(small)) for title in shown] + ([list(small)] if small else [])
@@ -45,7 +45,7 @@ def write_chart(report: Report) -> Path:
         axes.set_axis_off()
     _legend(figure, lines, families, report)
     figure.supxlabel(_footnote(report), fontsize=FONT - 2, color=INK, x=0.02, ha="left")
-    path = report.study.folder / CHART_FILE
+    path = folder / CHART_FILE
     figure.savefig(path, dpi=150, facecolor="white")
     return path
 
@@ -99,30 +99,31 @@ def _height(line: Line, key: str) -> float:
 def _label(line: Line, key: str, report: Report) -> str:
     """The gain over one stage above a 2-stage bar that has such a counterpart; else the bar's own value."""
     digits = measure_of(key).digits
-    if line.row.family not in report.gains:
+    gain = report.gain_of(line.row.family)
+    if gain is None:
         return as_text(line.estimates[key].mean, digits)
-    gain = report.gains[line.row.family].get(key)
-    return as_text(gain.mean, digits, signed=True) if line.row.stages == 2 and gain is not None else ""
+    found = gain.estimates.get(key)
+    return as_text(found.mean, digits, signed=True) if line.row.stages == 2 and found is not None else ""
 
 
 def _style(line: Line, families: list[str], report: Report) -> dict:
     color = COLORS[families.index(line.row.family) % len(COLORS)]
     style = {"facecolor": color, "edgecolor": color, "linewidth": 0.8}
-    if line.row.family in report.gains and line.row.stages == 1:
+    if report.gain_of(line.row.family) is not None and line.row.stages == 1:
         style |= {"facecolor": _lighter(color), "hatch": "///"}
     return style
 
 
 def _legend(figure: Figure, lines: list[Line], families: list[str], report: Report) -> None:
     labels = [
-        (line.row.label if line.row.family in report.gains else line.row.family)
+        (line.row.label if report.gain_of(line.row.family) is not None else line.row.family)
         + (f" ({line.seeds[0]} of {line.seeds[1]} seeds)" if line.seeds[0] < line.seeds[1] else "")
         for line in lines
     ]
     figure.legend(
         [Patch(**_style(line, families, report)) for line in lines],
         labels,
-        title=report.study.grid.title,
+        title=report.grid.title,
         title_fontproperties={"weight": "bold", "size": FONT + 3},
         alignment="left",
         loc="outside upper left",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 
 from apt.ablation.chart import COLORS, FAINT, FONT, INK
 from apt.ablation.grid import Row
-from apt.ablation.study import Study
+from apt.ablation.report import Report
 
 CURVES_FILE = "curves.png"
 # Losses of rows that predict something else, or in another unit, are not comparable: the error is.
@@ -22,20 +21,20 @@ STYLES = ("-", "--", ":")
 WIDTH, HEIGHT = 11.0, 4.6  # inches
 
 
-def write_curves(study: Study) -> Path | None:
-    """``curves.png`` in the grid's folder, a panel per number of ``PANELS``; None where nothing was evaluated."""
-    found = {tag: [_curves(study, row, tag) for row in study.grid.rows] for tag in PANELS}
-    if not any(found["eval/position_cm"]):
+def write_curves(report: Report, folder: Path) -> Path | None:
+    """``curves.png``, a panel per number of ``PANELS``; None where no cell was evaluated while it trained."""
+    if not has_curves(report):
         return None
+    found = {tag: [_curves(report, row, tag) for row in report.grid.rows] for tag in PANELS}
     figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
     FigureCanvasAgg(figure)
     for panel, (tag, title) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
-        _draw(panel, title, [row.family for row in study.grid.rows], found[tag])
+        _draw(panel, title, [_label(report, row) for row in report.grid.rows], found[tag])
     handles, labels = panel.get_legend_handles_labels()
     figure.legend(
         handles,
         labels,
-        title=study.grid.title,
+        title=report.grid.title,
         title_fontproperties={"weight": "bold", "size": FONT + 3},
         alignment="left",
         loc="outside upper left",
@@ -44,22 +43,25 @@ def write_curves(study: Study) -> Path | None:
         fontsize=FONT,
         labelcolor=INK,
     )
-    path = study.folder / CURVES_FILE
+    path = folder / CURVES_FILE
     figure.savefig(path, dpi=150, facecolor="white")
     return path
 
 
-def _curves(study: Study, row: Row, tag: str) -> list[tuple[np.ndarray, np.ndarray]]:
+def has_curves(report: Report) -> bool:
+    """Whether some cell held episodes out and was evaluated on them."""
+    return any("eval/position_cm" in result.curves for result in report.results.values())
+
+
+def _label(report: Report, row: Row) -> str:
+    alone = sum(other.family == row.family for other in report.grid.rows) == 1
+    return row.family if alone else row.label
+
+
+def _curves(report: Report, row: Row, tag: str) -> list[tuple[np.ndarray, np.ndarray]]:
     """Steps and values of each seed of which there are some."""
-    tables = [study.metrics(cell) for cell in study.cells if cell.row == row]
-    return [read_curve(table, tag) for table in tables if table.is_file() and len(read_curve(table, tag)[0])]
-
-
-def read_curve(table: Path, tag: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of a number of a run's ``metrics.jsonl``; of a step that was done again, the last."""
-    rows = (json.loads(line) for line in table.read_text(encoding="utf-8").splitlines())
-    values = {row["step"]: row[tag] for row in rows if tag in row}
-    return np.array(sorted(values)), np.array([values[step] for step in sorted(values)])
+    found = [result.curves for (name, _), result in sorted(report.results.items()) if name == row.name]
+    return [tuple(map(np.asarray, curves[tag])) for curves in found if tag in curves]
 
 
 def _draw(

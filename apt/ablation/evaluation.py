@@ -9,17 +9,17 @@ import argparse
 import dataclasses
 import importlib
 import json
-import math
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from apt.ablation.grid import digest
-from data_utils.files import read_json, write_json
+from apt.ablation.results import CellResult, Value, check_values, commit, read_curves, result_path, versions
+from data_utils.files import read_json
 
-SETTINGS_FILE, RESULT_FILE, EVALUATION_FOLDER = "settings.json", "result.json", "evaluation"
+REPOSITORY = Path(__file__).resolve().parents[2]
+SETTINGS_FILE, EVALUATION_FOLDER = "settings.json", "evaluation"
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,11 @@ class Evaluation(Protocol):
     """Judges a policy.
 
     A number's key is the name of a measure, or ``SETTING/MEASURE``: the table and the chart have a column per setting.
-    Rates (``apt/ablation/report.py`` knows which those are) may come with ``SETTING/episodes``, their number of trials.
+    A rate is given as the outcomes of its trials, each 0 or 1; where rows have the same trials in the same order, their
+    difference is judged trial by trial.
     """
 
-    def __call__(self, request: EvaluationRequest) -> dict[str, float]: ...
+    def __call__(self, request: EvaluationRequest) -> dict[str, Value]: ...
 
 
 EVALUATIONS = {
@@ -101,28 +102,38 @@ def load_evaluation(name: str) -> Evaluation:
     return found
 
 
-def evaluate_cell(cell: Path, device: str) -> dict[str, float]:
-    """Judges the cell as its settings say and writes ``result.json``. Raises ``ValueError`` for what is no number."""
+def evaluate_cell(cell: Path, device: str) -> CellResult:
+    """Judges the cell as its settings say and writes its result. Raises ``ValueError`` for what is no number."""
     began = time.monotonic()
-    settings = read_json(cell / SETTINGS_FILE)
-    evaluation, demos = settings["evaluation"], settings["paths"]["demos"]
+    kept = read_json(cell / SETTINGS_FILE)
+    place, settings = kept.pop("place"), kept
+    train, evaluation = settings["learned"]["train"], settings["evaluation"]
     request = EvaluationRequest(
-        checkpoint=cell / settings["paths"]["checkpoint"],
-        config=settings["learned"]["train"],
-        seed=settings["learned"]["train"]["seed"],
+        checkpoint=cell / place["checkpoint"],
+        config=train,
+        seed=train["seed"],
         folder=cell / EVALUATION_FOLDER,
-        demos=None if demos is None else Path(demos),
+        demos=None if place["demos"] is None else Path(place["demos"]),
         sizes=EvaluationSizes(**evaluation["sizes"]),
         device=device,
     )
     request.folder.mkdir(parents=True, exist_ok=True)
     values = load_evaluation(evaluation["name"])(request)
-    for key, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise ValueError(f"evaluation {evaluation['name']} gave {key} = {value!r}; wanted a finite number")
-    result = {"settings": digest({"learned": settings["learned"], "evaluation": evaluation})}
-    write_json(cell / RESULT_FILE, {**result, "values": values, "seconds": round(time.monotonic() - began, 1)})
-    return values
+    check_values(values, evaluation["name"])
+    result = CellResult(
+        grid=place["grid"],
+        row=place["row"],
+        seed=train["seed"],
+        preset=place["preset"],
+        settings=settings,
+        values=values,
+        curves=read_curves(cell / place["metrics"]),
+        versions=versions(),
+        commit=commit(REPOSITORY),
+        seconds=round(time.monotonic() - began, 1),
+    )
+    result.write(result_path(Path(place["results"]), result.grid, result.row, result.seed))
+    return result
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -130,7 +141,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("cell", type=Path, help="a cell's folder, with its settings.json and checkpoint")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(argv)
-    print(json.dumps(evaluate_cell(args.cell, args.device), indent=1))
+    print(json.dumps(evaluate_cell(args.cell, args.device).values, indent=1))
     return 0
 
 

@@ -26,6 +26,7 @@ class Row:
         family: rows of one family differ in ``stages`` alone, and the chart and the table show the gain between them.
         changes: fields of TrainConfig.
         short: of one stage, trained as long as the second stage of the others, whatever the other 1-stage rows are.
+        partner: of one stage: name of the 2-stage row that it is compared with, where its family has none.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Row:
     family: str
     changes: Mapping[str, Any] = field(default_factory=dict)
     short: bool = False
+    partner: str | None = None
 
     @property
     def label(self) -> str:
@@ -68,7 +70,8 @@ def _claim(mode: str, stages: int, short: bool = False) -> Row:
     family = {"frozen": "VLM frozen", "full": "VLM trained"}[mode] + (", as long as the second stage" if short else "")
     columns = {"VLM": mode, "Stages": str(stages), "Samples": "of the second stage" if short else "all"}
     name = f"{'joint' if mode == 'full' else mode}_{stages}stage{'_short' if short else ''}"
-    return Row(name, stages, columns, family, {"vlm_finetune_mode": mode}, short)
+    partner = f"{mode}_2stage" if short else None
+    return Row(name, stages, columns, family, {"vlm_finetune_mode": mode}, short, partner)
 
 
 def _architecture(arch: str, title: str, stages: int) -> Row:
@@ -89,6 +92,10 @@ def _objective(objective: str, prediction: str, scale: tuple[float, ...] | None)
     # Losses of these rows cannot be compared: what they make of held-out episodes can.
     changes = {"objective": objective, "prediction": prediction, "action_scale": scale, "eval_split": 0.1}
     return Row(f"{objective}_{prediction}_{unit}", 1, columns, f"{objective}, {prediction}, {unit}", changes)
+
+
+def _choice(name: str, title: str, **changes: Any) -> Row:
+    return Row(name, 2, {"Other than usual": title}, title, changes)
 
 
 GRIDS = {
@@ -144,6 +151,17 @@ GRIDS = {
                     ("flow", "velocity", UNIT_SCALE),
                     ("flow", "sample", UNIT_SCALE),
                 )
+            ),
+        ),
+        Grid(
+            "choices",
+            "This library's own choices, each undone alone",
+            (
+                _choice("usual", "nothing"),
+                _choice("epsilon", "noise is predicted", prediction="epsilon"),
+                _choice("metres", "actions in metres", action_scale=None),
+                _choice("no_steps", "actions do not know their step", action_step_embedding=False),
+                _choice("one_draw", "one noise draw per frame", noise_samples_per_obs=1),
             ),
         ),
     )

@@ -1,4 +1,4 @@
-"""The table of a grid, from the result files of its cells alone: means over seeds with their intervals."""
+"""The table of a grid, from its cells' results alone: means over seeds, gains of two stages, with their intervals."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from apt.ablation.grid import Cell, Row
+import numpy as np
+
+from apt.ablation.grid import GRIDS, Grid, Row, digest, select_rows
+from apt.ablation.results import CellResult, Value, number
 from apt.ablation.study import Study
 from data_utils.files import write_text
 
 CHECK, MISSING = "✓", "–"
 CSV_FILE, MARKDOWN_FILE = "table.csv", "table.md"
+RESAMPLES, RESAMPLING_SEED = 10_000, 0
 
 
 @dataclass(frozen=True)
@@ -36,12 +41,15 @@ class Measure:
 MEASURES = {
     "success": Measure("closed-loop success (%)", 100, 0, is_rate=True),
     "named_first": Measure("named object approached first (%)", 100, 0, is_rate=True),
+    "wrong_first": Measure("another object approached first (%)", 100, 0, is_rate=True),
+    "right_tray": Measure("named object ends in the named tray (%)", 100, 0, is_rate=True),
     "position_cm": Measure("open-loop position error (cm, less is better)"),
     "position_ratio": Measure("position error / mean motion's (less is better)"),
     "language_cm": Measure("path change, instruction swapped (cm)"),
     "language_ratio": Measure("path change / spread between noise seeds", digits=3),
+    "place_known": Measure("place of the named thing known by the VLM's layer (%)", 100, 0),
+    "let_through": Measure("let through by the gate of the layer (%)", 100, 0),
 }
-TRIALS = "episodes"  # SETTING/episodes: how many a rate of that setting is of
 
 
 @dataclass(frozen=True)
@@ -52,8 +60,8 @@ class Estimate:
     low: float | None
     high: float | None
     method: str
-    """t: over seeds; wilson: over the pooled episodes; none: a single seed, or a gain in a rate that is the same on
-    every seed."""
+    """t: over seeds; wilson: over the pooled episodes; bootstrap: over seeds and the episodes that two rows share;
+    none: of a single number."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +82,35 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Gain:
+    """Of a 2-stage row over a 1-stage row that it is compared with, by key, seed by seed."""
+
+    title: str
+    row: Row
+    estimates: Mapping[str, Estimate]
+
+
+@dataclass(frozen=True)
 class Report:
-    study: Study
+    """
+    Args:
+        settings: a cell's of each row (:meth:`Study.settings`), by the row's name.
+        results: of the cells that are done, by row's name and seed.
+        trials: numbers of episodes that rates are of, per setting and seed.
+    """
+
+    grid: Grid
+    preset: str
+    settings: Mapping[str, Mapping[str, Any]]
+    results: Mapping[tuple[str, int], CellResult]
     lines: list[Line]
     keys: list[str]
     trials: list[int]
-    """Numbers of episodes that rates are of, per setting and seed."""
-    gains: dict[str, dict[str, Estimate]]
-    """By family that was run with one stage and with two, then by key: 2-stage less 1-stage of the same seed."""
+    gains: list[Gain]
+
+    def gain_of(self, family: str) -> Gain | None:
+        """Of a family that was run with one stage and with two."""
+        return next((gain for gain in self.gains if gain.title == gain.row.family == family), None)
 
 
 def measure_of(key: str) -> Measure:
@@ -90,34 +119,68 @@ def measure_of(key: str) -> Measure:
 
 
 def build_report(study: Study) -> Report:
-    """From the files that are there. Raises ``StudyError`` for results of other settings."""
-    results = {cell: study.result(cell) for cell in study.cells}
-    done = {cell: values for cell, values in results.items() if values is not None}
-    keys = list(dict.fromkeys(key for values in done.values() for key in values if not key.endswith(f"/{TRIALS}")))
+    """From the results that are there. Raises ``StudyError`` for results of other settings."""
+    results = {(cell.row.name, cell.seed): study.result(cell) for cell in study.cells}
+    done = {place: result for place, result in results.items() if result is not None}
+    failed = {(cell.row.name, cell.seed): study.failure(cell) for cell in study.cells}
+    settings = {cell.row.name: study.settings(cell) for cell in study.cells}
+    seeds = len({cell.seed for cell in study.cells})
+    return _report(study.grid, study.preset, settings, done, failed, seeds)
+
+
+def report_of_results(folder: Path) -> Report:
+    """Of the result files of a grid alone: ``folder`` holds ``ROW/seedN.json``. Raises ``ValueError`` where there are
+    none, or of several grids, presets, data or evaluations."""
+    found = [CellResult.read(path) for path in sorted(folder.glob("*/seed*.json"))]
+    kinds = {
+        digest({"grid": r.grid, "preset": r.preset, "data": r.settings["learned"]["data"], **r.settings["evaluation"]})
+        for r in found
+    }
+    if len(kinds) != 1:
+        raise ValueError(
+            f"{folder} holds {len(found)} results, as ROW/seedN.json, of {len(kinds)} kinds; wanted those of one grid, "
+            "preset, data and evaluation"
+        )
+    done = {(result.row, result.seed): result for result in found}
+    grid = select_rows(GRIDS[found[0].grid], list(dict.fromkeys(row for row, _ in done)))
+    settings = {result.row: result.settings for result in found}
+    return _report(grid, found[0].preset, settings, done, {}, len({seed for _, seed in done}))
+
+
+def _report(
+    grid: Grid,
+    preset: str,
+    settings: Mapping[str, Mapping[str, Any]],
+    done: Mapping[tuple[str, int], CellResult],
+    failures: Mapping[tuple[str, int], str | None],
+    seeds: int,
+) -> Report:
+    keys = list(dict.fromkeys(key for result in done.values() for key in result.values))
     lines = []
-    for row in study.grid.rows:
-        cells = [cell for cell in study.cells if cell.row == row]
-        found = [done[cell] for cell in cells if cell in done]
-        by_key = {key: [values for values in found if key in values] for key in keys}
+    for row in grid.rows:
+        found = [result.values for (name, _), result in sorted(done.items()) if name == row.name]
+        by_key = {key: [values[key] for values in found if key in values] for key in keys}
         estimates = {key: estimate(key, given) for key, given in by_key.items() if given}
-        values = {key: [measure_of(key).scale * given[key] for given in by_key[key]] for key in estimates}
-        failures = {cell.seed: study.failure(cell) for cell in cells if cell not in done}
-        failed = {seed: words for seed, words in failures.items() if words is not None}
-        lines.append(Line(row, estimates, values, (len(found), len(cells)), failed))
-    trials = {int(n) for values in done.values() for key, n in values.items() if key.endswith(f"/{TRIALS}")}
-    return Report(study, lines, keys, sorted(trials), _gains(study, done, keys))
+        values = {key: [measure_of(key).scale * number(value) for value in by_key[key]] for key in estimates}
+        failed = {
+            seed: words
+            for (name, seed), words in failures.items()
+            if name == row.name and words is not None and (name, seed) not in done
+        }
+        lines.append(Line(row, estimates, values, (len(found), seeds), failed))
+    trials = {len(value) for result in done.values() for value in result.values.values() if isinstance(value, list)}
+    return Report(grid, preset, settings, done, lines, keys, sorted(trials), _gains(grid, done, keys))
 
 
-def estimate(key: str, results: Sequence[Mapping[str, float]]) -> Estimate:
-    """Of the number ``key`` over the seeds' results, one at least."""
-    measure, values = measure_of(key), [result[key] for result in results]
+def estimate(key: str, given: Sequence[Value]) -> Estimate:
+    """Of the number ``key`` over the seeds' values, one at least."""
+    measure, values = measure_of(key), [number(value) for value in given]
     mean = math.fsum(values) / len(values)
-    trials = [result.get(f"{key.rpartition('/')[0]}/{TRIALS}") for result in results]
-    if measure.is_rate and None not in trials and len(set(values)) == 1:  # also where seeds agree by chance
+    pooled = [outcome for value in given if isinstance(value, list) for outcome in value]
+    if pooled and len(set(values)) == 1:  # also where seeds agree by chance
         from scipy.stats import binomtest  # slow to import
 
-        count = int(sum(trials))
-        low, high = binomtest(round(mean * count), count).proportion_ci(method="wilson")
+        low, high = binomtest(sum(pooled), len(pooled)).proportion_ci(method="wilson")
         method = "wilson"
     elif len(values) > 1:
         half = _t_half_width(values)
@@ -129,33 +192,56 @@ def estimate(key: str, results: Sequence[Mapping[str, float]]) -> Estimate:
     return Estimate(measure.scale * mean, measure.scale * low, measure.scale * high, method)
 
 
-def _gains(
-    study: Study, done: Mapping[Cell, Mapping[str, float]], keys: Sequence[str]
-) -> dict[str, dict[str, Estimate]]:
-    pairs: dict[str, dict[int, Row]] = {}
-    for row in study.grid.rows:
-        pairs.setdefault(row.family, {})[row.stages] = row
-    gains: dict[str, dict[str, Estimate]] = {}
-    for family, rows in pairs.items():
-        if set(rows) != {1, 2}:
+def partner(grid: Grid, row: Row) -> Row | None:
+    """The 2-stage row that a 1-stage row is compared with: the one that it names, else its family's; None: there is
+    none."""
+    if row.stages != 1:
+        return None
+    two = (other for other in grid.rows if other.stages == 2)
+    return next((other for other in two if other.name == row.partner or other.family == row.family), None)
+
+
+def _gains(grid: Grid, done: Mapping[tuple[str, int], CellResult], keys: Sequence[str]) -> list[Gain]:
+    gains = []
+    for one in grid.rows:
+        two = partner(grid, one)
+        if two is None:
             continue
-        by_seed = {stages: {cell.seed: done[cell] for cell in done if cell.row == row} for stages, row in rows.items()}
-        seeds = sorted(by_seed[1].keys() & by_seed[2].keys())
-        gains[family] = {}
+        seeds = sorted(seed for name, seed in done if name == one.name and (two.name, seed) in done)
+        found = {}
         for key in keys:
-            differences = [by_seed[2][seed][key] - by_seed[1][seed][key] for seed in seeds]
-            if differences:
-                gains[family][key] = _gain(measure_of(key), differences)
+            pairs = [(done[two.name, seed].values.get(key), done[one.name, seed].values.get(key)) for seed in seeds]
+            pairs = [pair for pair in pairs if None not in pair]
+            if pairs:
+                found[key] = gain(measure_of(key), pairs)
+        gains.append(Gain(one.family, two, found))
     return gains
 
 
-def _gain(measure: Measure, differences: Sequence[float]) -> Estimate:
-    mean, scale = math.fsum(differences) / len(differences), measure.scale
-    # Rates of a few episodes are coarse: seeds that agree do not mean that there is nothing to doubt.
-    if len(differences) == 1 or (measure.is_rate and len(set(differences)) == 1):
+def gain(measure: Measure, pairs: Sequence[tuple[Value, Value]]) -> Estimate:
+    """Of each seed's first value over its second."""
+    scale = measure.scale
+    differences = [number(first) - number(second) for first, second in pairs]
+    mean = math.fsum(differences) / len(differences)
+    if all(isinstance(first, list) and isinstance(second, list) for first, second in pairs):
+        low, high = bootstrap([np.subtract(first, second) for first, second in pairs])
+        return Estimate(scale * mean, scale * low, scale * high, "bootstrap")
+    if len(differences) == 1:
         return Estimate(scale * mean, None, None, "none")
     half = _t_half_width(differences)
     return Estimate(scale * mean, scale * (mean - half), scale * (mean + half), "t")
+
+
+def bootstrap(differences: Sequence[np.ndarray]) -> tuple[float, float]:
+    """95% interval of a mean difference, from the differences (episodes,) of each seed's trials: seeds are drawn with
+    replacement, and of each that is drawn, as many episodes as it has; all have as many."""
+    table = np.stack(differences)  # (seeds, episodes)
+    rng = np.random.default_rng(RESAMPLING_SEED)
+    seeds, episodes = table.shape
+    which = rng.integers(seeds, size=(RESAMPLES, seeds, 1))
+    means = table[which, rng.integers(episodes, size=(RESAMPLES, seeds, episodes))].mean((1, 2))
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
 
 
 def _t_half_width(values: Sequence[float]) -> float:
@@ -170,9 +256,8 @@ def _t_half_width(values: Sequence[float]) -> float:
 # -- text --------------------------------------------------------------------------------------------------------------
 
 
-def write_tables(report: Report) -> tuple[Path, Path]:
-    """``table.csv`` and ``table.md`` in the grid's folder."""
-    folder = report.study.folder
+def write_tables(report: Report, folder: Path) -> tuple[Path, Path]:
+    """``table.csv`` and ``table.md``."""
     for name, text in ((CSV_FILE, csv_table(report)), (MARKDOWN_FILE, markdown(report))):
         write_text(folder / name, text)
     return folder / CSV_FILE, folder / MARKDOWN_FILE
@@ -181,7 +266,7 @@ def write_tables(report: Report) -> tuple[Path, Path]:
 def csv_table(report: Report) -> str:
     """A line per row; a number in its own unit as shown, with its interval's ends and method in columns beside it."""
     out = io.StringIO()
-    columns = list(report.study.grid.rows[0].columns)
+    columns = list(report.grid.rows[0].columns)
     numbers = [f"{key} {part}".rstrip() for key in report.keys for part in ("", "low", "high", "interval")]
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["row", *columns, "seeds", "status", *numbers])
@@ -196,20 +281,24 @@ def csv_table(report: Report) -> str:
 
 
 def markdown(report: Report) -> str:
+    """The grid's title and :func:`tables`."""
+    return f"# {report.grid.title}\n\n{tables(report)}\n"
+
+
+def tables(report: Report) -> str:
     """A table per measure that has settings, in the paper's layout, one of the others, the gains, and a caption."""
-    grid = report.study.grid
-    parts = [f"# {grid.title}"]
+    parts = []
     for name, keys in panels(report.keys).items():
         titles = [setting or measure_of(key).title for setting, key in keys]
         parts.append((f"**{name}**\n\n" if name else "") + _table(report, titles, [key for _, key in keys]))
-    if any(report.gains.values()):
+    if any(gain.estimates for gain in report.gains):
         parts.append(_gains_table(report))
     failed = [
         f"- {line.row.name}/seed{seed}, in {words}" for line in report.lines for seed, words in line.failed.items()
     ]
     if failed:
         parts.append("Failed:\n\n" + "\n".join(failed))
-    return "\n\n".join([*parts, caption(report)]) + "\n"
+    return "\n\n".join([*parts, caption(report)])
 
 
 def panels(keys: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
@@ -222,7 +311,7 @@ def panels(keys: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
 
 
 def _table(report: Report, titles: Sequence[str], keys: Sequence[str]) -> str:
-    columns = list(report.study.grid.rows[0].columns)
+    columns = list(report.grid.rows[0].columns)
     marked = any(_status(line) for line in report.lines)
     head = [*columns, *titles, *(["status"] if marked else [])]
     rows = [
@@ -247,9 +336,9 @@ def _gains_table(report: Report) -> str:
                 "| gain of 2-stage over 1-stage | of | " + " | ".join(titles) + " |",
                 "|---" * (2 + len(keys)) + "|",
             ]
-        for family, gains in report.gains.items():
-            cells = [_text(gains.get(key), measure_of(key).digits, signed=True) for _, key in keys]
-            rows.append(f"| {name} | {family} | " + " | ".join(cells) + " |")
+        for gain in report.gains:
+            cells = [_text(gain.estimates.get(key), measure_of(key).digits, signed=True) for _, key in keys]
+            rows.append(f"| {name} | {gain.title} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
 
@@ -275,20 +364,21 @@ def as_text(value: float, digits: int, signed: bool = False) -> str:
 
 def caption(report: Report) -> str:
     """What was run, on what, and what the intervals are, from the cells' own settings."""
-    study = report.study
     seeds = max((line.seeds[0] for line in report.lines), default=0)
-    cell = study.cells[0]
-    steps = {row.stages: _steps(next(c for c in study.cells if c.row == row)) for row in study.grid.rows}
+    learned = report.settings[report.grid.rows[0].name]["learned"]
+    train, data = learned["train"], learned["data"]
+    steps = {_steps(report.settings[row.name]["learned"]): None for row in report.grid.rows}
     methods = {value.method for line in report.lines for value in line.estimates.values()}
-    methods |= {value.method for gains in report.gains.values() for value in gains.values()}
+    methods |= {value.method for gain in report.gains for value in gain.estimates.values()}
     lines = [
-        f"Configuration `{study.preset}` (expert {cell.config.model}, VLM {cell.config.vlm}), {seeds} seed"
+        f"Configuration `{report.preset}` (expert {train['model']}, VLM {train['vlm']}), {seeds} seed"
         f"{'s' if seeds != 1 else ''}; "
-        + "; ".join(f"{stages}-stage: {text}" for stages, text in sorted(steps.items()))
-        + f", batches of {cell.config.bs * cell.config.gradient_accumulation_steps} per process."
+        + "; ".join(sorted(steps))
+        + f", batches of {train['bs'] * train['gradient_accumulation_steps']} per process."
     ]
-    if "episodes" in study.data:
-        lines.append(f"{study.data['episodes']} demonstrations, {study.data['test_episodes']} held out.")
+    if "episodes" in data:
+        flags = f" ({' '.join(data['train_flags'])})" if data.get("train_flags") else ""
+        lines.append(f"{data['episodes']} demonstrations{flags}, {data['test_episodes']} held out.")
     if report.trials:
         few, many = report.trials[0], report.trials[-1]
         lines.append(f"Rates: {few if few == many else f'{few} to {many}'} episodes per setting and seed.")
@@ -298,9 +388,17 @@ def caption(report: Report) -> str:
         lines.append(
             "A rate of one seed, or the same for every seed, has Wilson's 95% interval over its pooled episodes."
         )
+    if "bootstrap" in methods:
+        lines.append(
+            "Gains in rates: 95% bootstrap interval over seeds and over the episodes, which both rows begin alike."
+        )
     return " ".join(lines)
 
 
-def _steps(cell: Cell) -> str:
-    vla = f"{cell.config.max_iterations} steps"
-    return vla if cell.prior is None else f"{cell.prior.config.max_iterations} steps of the VA prior, then {vla}"
+def _steps(learned: Mapping[str, Any]) -> str:
+    prior, steps = learned["va_prior"], learned["train"]["max_iterations"]
+    return (
+        f"1-stage: {steps} steps"
+        if prior is None
+        else f"2-stage: {prior['max_iterations']} steps of the VA prior, then {steps} steps"
+    )

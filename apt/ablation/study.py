@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from apt.ablation.evaluation import EVALUATION_FOLDER, RESULT_FILE, SETTINGS_FILE, EvaluationSizes
+from apt.ablation.evaluation import EVALUATION_FOLDER, SETTINGS_FILE, EvaluationSizes
 from apt.ablation.grid import Cell, Grid, Prior, digest
+from apt.ablation.results import CellResult, result_path
 from apt.ablation.worlds import World
 from apt.configs import TrainConfig
 from apt.presets import CONFIGS
@@ -115,6 +116,8 @@ class Study:
         preset: name of the configuration that the cells' differ from.
         data: what identifies the demonstrations; demos: their folder, None: the user's own data locations.
         evaluation: its name.
+        results: absolute; where the cells' results lie, of this study and others. A cell whose result is there is done,
+            wherever it ran.
     """
 
     out: Path
@@ -125,6 +128,7 @@ class Study:
     demos: Path | None
     evaluation: str
     sizes: EvaluationSizes
+    results: Path
 
     @property
     def folder(self) -> Path:
@@ -133,10 +137,6 @@ class Study:
 
     def cell_folder(self, cell: Cell) -> Path:
         return self.folder / cell.name
-
-    def metrics(self, cell: Cell) -> Path:
-        """What the cell's VLA logged, a JSON object per line."""
-        return self.cell_folder(cell) / _LOGS / "vla" / "metrics.jsonl"
 
     def prior_folder(self, prior: Prior) -> Path:
         settings = {name: value for name, value in prior.settings["train"].items() if name != "seed"}
@@ -154,18 +154,16 @@ class Study:
         """Raises ``StudyError`` where the folder holds cells that were trained or judged with other settings."""
         for cell in self.cells:
             folder = self.cell_folder(cell)
-            trained = (folder / _CHECKPOINTS).exists() or (folder / RESULT_FILE).exists()
-            judged = (folder / EVALUATION_FOLDER).exists() or (folder / RESULT_FILE).exists()
+            if self.result(cell) is not None:
+                continue
+            trained, judged = (folder / _CHECKPOINTS).exists(), (folder / EVALUATION_FOLDER).exists()
             if not trained or not (folder / SETTINGS_FILE).is_file():
                 continue
             kept, wanted = read_json(folder / SETTINGS_FILE), self.settings(cell)
             if differing := _differences(kept.get("learned"), wanted["learned"]):
                 what, remedy = "trained", f"remove {folder}"
             elif judged and (differing := _differences(kept.get("evaluation"), wanted["evaluation"])):
-                what, remedy = (
-                    "judged",
-                    f"remove {RESULT_FILE} and {EVALUATION_FOLDER} there to judge its checkpoint anew",
-                )
+                what, remedy = "judged", f"remove {EVALUATION_FOLDER} there to judge its checkpoint anew"
             else:
                 continue
             raise StudyError(
@@ -173,15 +171,24 @@ class Study:
                 f"{remedy}"
             )
 
-    def result(self, cell: Cell) -> dict[str, float] | None:
-        """The cell's numbers; None: not there yet. Raises ``StudyError`` for those of other settings."""
-        path = self.cell_folder(cell) / RESULT_FILE
+    def result_path(self, cell: Cell) -> Path:
+        return result_path(self.results, self.grid.name, cell.row.name, cell.seed)
+
+    def result(self, cell: Cell) -> CellResult | None:
+        """What the cell came to; None: not there yet. Raises ``StudyError`` for a result of other settings."""
+        path = self.result_path(cell)
         if not path.is_file():
             return None
-        kept = read_json(path)
-        if kept["settings"] != digest(self.settings(cell)):
-            raise StudyError(f"{path} belongs to other settings; remove {path.parent} to run the cell anew")
-        return kept["values"]
+        try:
+            result = CellResult.read(path)
+        except ValueError as error:
+            raise StudyError(str(error)) from error
+        if differing := _differences(result.settings, self.settings(cell)):
+            raise StudyError(
+                f"{path} is of other settings: {'; '.join(differing)}. Give the same, or another --results, or remove "
+                "the file to run the cell anew"
+            )
+        return result
 
     def failure(self, cell: Cell) -> str | None:
         """What the cell's last run said when it failed; None: it did not."""
@@ -208,19 +215,29 @@ class Study:
         for cell in self.cells:
             folder = self.cell_folder(cell)
             folder.mkdir(parents=True, exist_ok=True)
-            demos = None if self.demos is None else str(self.demos)
-            paths = {"demos": demos, "checkpoint": str(Path(_CHECKPOINTS) / "vla" / LATEST)}
-            write_json(folder / SETTINGS_FILE, {**self.settings(cell), "paths": paths})
+            place = {
+                "grid": self.grid.name,
+                "row": cell.row.name,
+                "preset": self.preset,
+                "demos": None if self.demos is None else str(self.demos),
+                "checkpoint": str(Path(_CHECKPOINTS) / "vla" / LATEST),
+                "metrics": str(Path(_LOGS) / "vla" / "metrics.jsonl"),
+                "results": str(self.results),
+            }
+            write_json(folder / SETTINGS_FILE, {**self.settings(cell), "place": place})
 
     @property
     def data_location(self) -> Path:
         return self.folder / "data_loc.yaml"
 
-    def steps(self) -> list[Step]:
-        """Of all cells, in an order that finishes cells early; a prior that several start from is there once."""
+    def steps(self, cells: Sequence[Cell] | None = None) -> list[Step]:
+        """Of ``cells``, all if None, that have no result, in an order that finishes cells early; a prior that several
+        start from is there once."""
         steps: list[Step] = []
         priors: dict[Path, Step] = {}
-        for cell in self.cells:
+        for cell in self.cells if cells is None else cells:
+            if self.result(cell) is not None:
+                continue
             first = None
             if cell.prior is not None:
                 folder = self.prior_folder(cell.prior)

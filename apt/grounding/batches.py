@@ -55,6 +55,11 @@ class BatchMaker:
             made.append(self._sampler.draw(rng, int(scene), shown))
         return self._collate(made)
 
+    def instructions(self, rng: np.random.Generator, scenes: np.ndarray) -> GroundingBatch:
+        """An instruction about all pictures of each of ``scenes``."""
+        cameras = tuple(range(len(self._scenes.description.cameras)))
+        return self._collate([self._sampler.instruct(rng, int(scene), cameras) for scene in scenes])
+
     def _collate(self, made: list[Dialogue]) -> GroundingBatch:
         length = max(len(dialogue.ids) for dialogue in made)
         ids = np.full((len(made), length), self._pad_id)

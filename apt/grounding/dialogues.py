@@ -72,6 +72,16 @@ class DialogueSampler:
             self._say(made, "<|im_end|>", is_answer=True)
         return made
 
+    def instruct(self, rng: np.random.Generator, scene: int, cameras: tuple[int, ...]) -> Dialogue:
+        """An instruction about the pictures of ``cameras``, as a policy gets it: nothing has been answered yet."""
+        made = Dialogue(scene, cameras)
+        self._say(made, "<|im_start|>user\n")
+        for _ in cameras:
+            self._add(made, self._image)
+        self._ask_instruction(made, rng, self._scenes.things[scene], None)
+        self._say(made, "<|im_end|>\n<|im_start|>assistant\n")
+        return made
+
     def _ask_instruction(self, made: Dialogue, rng: np.random.Generator, things: list[Thing], _seen) -> list:
         named = []
         for literal, kind in self._sentences[int(rng.integers(len(self._sentences)))]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from apt.ablation.evaluation import EvaluationRequest
+from apt.ablation.results import Value
 from apt.infer.frames import frame_from_episode
 from apt.infer.open_loop import evaluate, mean_motion
 from apt.infer.planner import TrajPlanner
@@ -21,18 +22,18 @@ from data_utils.data_loc import find_episodes
 from data_utils.datasets import get_dataset_class
 from data_utils.files import read_json, write_json
 from data_utils.samples.dataset import H5DatasetMapBase
-from examples.pickplace.evaluate import ClosedLoopConfig, EvaluateConfig
+from examples.pickplace.evaluate import ClosedLoopConfig, EvaluateConfig, read_rows
 from examples.pickplace.evaluate import evaluate as evaluate_closed_loop
 from examples.pickplace.record import RecordedEpisode, read_dataset
 from examples.pickplace.scene import Task, load_scene
 
 
-def evaluate_policy(request: EvaluationRequest) -> dict[str, float]:
+def evaluate_policy(request: EvaluationRequest) -> dict[str, Value]:
     """:meth:`Judge.in_closed_loop` in the scene that was recorded, per setting of its file."""
     return PickPlaceJudge(request).in_closed_loop()
 
 
-def evaluate_open_loop(request: EvaluationRequest) -> dict[str, float]:
+def evaluate_open_loop(request: EvaluationRequest) -> dict[str, Value]:
     """:meth:`Judge.against_recordings`; needs no simulator."""
     return PickPlaceJudge(request).against_recordings()
 
@@ -69,17 +70,17 @@ class Judge(ABC):
     def instructions(self, episode: RecordedEpisode) -> tuple[str, list[str]]:
         """An instruction for a recorded episode, and others alike, which name other objects that are there."""
 
-    def in_closed_loop(self) -> dict[str, float]:
-        """Rates per setting, and all of :meth:`against_recordings`; needs the simulator.
+    def in_closed_loop(self) -> dict[str, Value]:
+        """Outcomes of episodes per setting, and all of :meth:`against_recordings`; needs the simulator.
 
-        Keys: ``SETTING/success``, ``SETTING/named_first``, ``SETTING/episodes``.
+        Keys: ``SETTING/success``, ``SETTING/named_first``, ``SETTING/wrong_first``, ``SETTING/right_tray``.
         """
         values = self.against_recordings()
         for setting in self.settings():
             values |= self._kept(f"{setting}.json", functools.partial(self._closed_loop, setting), setting)
         return values
 
-    def against_recordings(self) -> dict[str, float]:
+    def against_recordings(self) -> dict[str, Value]:
         """On the held-out episodes.
 
         ``position_cm``: error of the predicted positions, and ``position_ratio``, to that of the training data's mean
@@ -89,7 +90,7 @@ class Judge(ABC):
         """
         return self._kept("open_loop.json", self._open_loop) | self._kept("language.json", self._language)
 
-    def _kept(self, name: str, compute: Callable[[], dict[str, float]], prefix: str = "") -> dict[str, float]:
+    def _kept(self, name: str, compute: Callable[[], dict[str, Value]], prefix: str = "") -> dict[str, Value]:
         path = self.request.folder / name
         if not path.is_file():
             write_json(path, compute())
@@ -100,7 +101,7 @@ class Judge(ABC):
         request = self.request
         return TrajPlanner.of_policy(self._policy(), ensemble, request.seed, request.sizes.denoising_steps)
 
-    def _closed_loop(self, setting: str) -> dict[str, float]:
+    def _closed_loop(self, setting: str) -> dict[str, Value]:
         request, sizes = self.request, self.request.sizes
         common = {
             "out": request.folder / setting,
@@ -116,11 +117,13 @@ class Judge(ABC):
             "image_size": sizes.image_size,
             "overwrite": True,  # a cell that is judged anew
         }
-        summary = evaluate_closed_loop(self.closed_loop(setting, common), self._planner(sizes.ensemble))
+        evaluate_closed_loop(self.closed_loop(setting, common), self._planner(sizes.ensemble))
+        rows = read_rows(request.folder / setting)
         return {
-            "success": summary["success"]["rate"],
-            "named_first": summary["approached_named"]["rate"],
-            "episodes": summary["episodes"],
+            "success": [row["success"] for row in rows],
+            "named_first": [row["approached_named"] for row in rows],
+            "wrong_first": [int(row["approached"] not in (None, row["object"])) for row in rows],
+            "right_tray": [int(row["ended_in"] == row["container"]) for row in rows],
         }
 
     def _open_loop(self) -> dict[str, float]:

@@ -150,12 +150,19 @@ def _take_up(config: ClosedLoopConfig) -> dict[int, dict]:
         raise ValueError(f"{config.out} holds results of other settings ({what}); name another --out, or --overwrite")
     config.out.mkdir(parents=True, exist_ok=True)
     write_json(file, now)
-    results = config.out / CSV_FILE
-    if begun != now or not results.is_file():
-        results.unlink(missing_ok=True)
-        return {}
+    if begun != now:
+        (config.out / CSV_FILE).unlink(missing_ok=True)
+    return {row["episode"]: row for row in read_rows(config.out)}
+
+
+def read_rows(out: Path) -> list[dict]:
+    """Of the episodes that are done, in order: fields of :class:`examples.pickplace.rollout.EpisodeResult`,
+    ``episode``, ``seed`` and ``approached_named``; flags are 0 or 1."""
+    results = out / CSV_FILE
+    if not results.is_file():
+        return []
     with open(results, newline="", encoding="utf-8") as rows:
-        return {int(row["episode"]): _parsed(row) for row in csv.DictReader(rows)}
+        return [_parsed(row) for row in csv.DictReader(rows)]
 
 
 def _run(config: ClosedLoopConfig, indices: list[int], planner: TrajPlanner | None) -> Iterator[dict]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import re
 
 import pytest
 
@@ -26,6 +27,7 @@ def simulator(monkeypatch):
         (["--vlm_finetune_mode", "lora"], "--vlm_finetune_mode is set by the rows of grid table2"),
         (["--max-iterations=5"], "--max_iterations is set by the ablation itself"),
         (["--seeds", "0"], "--seeds is 0"),
+        (["--cells", "ki_1stage/seed0,ki_1stage/seed1"], "no cell ki_1stage/seed1; wanted ki_1stage/seed0"),
         (["--rows", "nothing"], "no row nothing; it has ki_1stage"),
         (["--evaluation", "guess"], "wanted pickplace, open_loop, blocks, blocks_open_loop, or module:function"),
         (["--evaluation", "json:no_such"], "no_such"),
@@ -54,6 +56,19 @@ def test_a_dry_run_lists_the_cells_and_what_is_left_and_writes_nothing(tmp_path,
     finish(study, study.cells[0])
     main([*argv, "--dry-run"])
     assert "ki_1stage/seed0" in (line := capsys.readouterr().out.splitlines()[1]) and line.endswith("done")
+
+
+@pytest.mark.usefixtures("simulator")
+def test_a_cell_can_be_given_to_another_machine_and_its_result_brought_back(tmp_path, capsys):
+    there = ["--out", str(tmp_path / "there"), "--cells", "joint_1stage/seed0"]
+    assert main([*BASE, *there, "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "1 x stage 1; 1 x evaluation" in text and text.count("left out") == 3
+    finish(plan([*BASE, *there]).study, plan([*BASE, *there]).study.cells[1])
+    here = ["--out", str(tmp_path / "here"), "--results", str(tmp_path / "there/results")]
+    assert main([*BASE, *here, "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "3 x stage 1; 3 x evaluation" in text and re.search("joint_1stage/seed0 +done", text)
 
 
 @pytest.mark.usefixtures("simulator")

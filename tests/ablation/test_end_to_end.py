@@ -45,7 +45,7 @@ def test_a_grid_runs_end_to_end_and_one_that_was_stopped_gives_the_same_table(tm
     assert process.returncode == 0, text
     rows = table(whole)
     assert [row["row"] for row in rows] == ["ki_1stage", "ki_2stage"] and {row["status"] for row in rows} == {"done"}
-    result = read_json(whole / "table2/ki_2stage/seed0/result.json")["values"]
+    result = read_json(whole / "results/table2/ki_2stage/seed0.json")["values"]
     assert {f"{setting}/success" for setting in ("SO", "UO", "UC", "UOUE")} < set(result)
     assert float(rows[1]["position_cm"]) == pytest.approx(result["position_cm"])
     assert result["language_cm"] > 0 and (whole / "table2/chart.png").stat().st_size > 10_000

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 
 import pytest
 import torch
 
-from apt.ablation.evaluation import RESULT_FILE, SETTINGS_FILE, evaluate_cell
+from apt.ablation.evaluation import EVALUATION_FOLDER, SETTINGS_FILE, evaluate_cell
 from apt.ablation.study import Recording, StudyError, gpus_of_jobs, trained_iterations
 from apt.ablation.worlds import WORLDS
-from data_utils.files import read_json, write_json
+from data_utils.files import read_json
 from tests.ablation.helpers import finish, make_study
 from train_utils.saving import save_checkpoint
 
@@ -66,23 +67,37 @@ def test_a_cell_that_was_trained_with_other_settings_is_refused_by_what_changed(
 def test_a_trained_cell_can_be_judged_otherwise_once_its_judgement_is_removed(tmp_path):
     study = make_study(tmp_path, "table2", seeds=1)
     study.prepare()
-    finish(study, study.cells[0])
+    for part in ("checkpoints", EVALUATION_FOLDER):
+        (study.cell_folder(study.cells[0]) / part).mkdir()
     other = make_study(tmp_path, "table2", seeds=1, evaluation="pickplace")
-    with pytest.raises(StudyError, match="was judged .*name was 'open_loop' and is 'pickplace'.* remove result.json"):
+    with pytest.raises(StudyError, match="was judged .*name was 'open_loop' and is 'pickplace'.* remove evaluation"):
         other.prepare()
-    (study.cell_folder(study.cells[0]) / RESULT_FILE).unlink()
+    (study.cell_folder(study.cells[0]) / EVALUATION_FOLDER).rmdir()
     other.prepare()
 
 
-def test_a_result_of_other_settings_is_refused(tmp_path):
+def test_a_result_of_other_settings_is_refused_by_what_differs(tmp_path):
     study = make_study(tmp_path, "table2", seeds=1)
     cell = study.cells[0]
     finish(study, cell)
-    assert study.result(cell)["SO/episodes"] == 10 and study.result(study.cells[1]) is None
-    path = study.cell_folder(cell) / RESULT_FILE
-    write_json(path, {**read_json(path), "settings": "other"})
-    with pytest.raises(StudyError, match="belongs to other settings"):
+    assert len(study.result(cell).values["SO/success"]) == 10 and study.result(study.cells[1]) is None
+    other = make_study(tmp_path, "table2", seeds=1, max_lr=3e-4)
+    with pytest.raises(StudyError, match="is of other settings: max_lr was 0.0001 and is 0.0003"):
+        other.result(other.cells[0])
+    study.result_path(cell).write_text('{"values": {}}')
+    with pytest.raises(StudyError, match="is no cell's result .* remove it to run the cell anew"):
         study.result(cell)
+
+
+def test_a_cell_whose_result_came_from_elsewhere_is_done_and_its_prior_is_not_trained_for_it(tmp_path):
+    here, there = (make_study(tmp_path / name, "table2", seeds=1) for name in ("here", "there"))
+    assert any(step.kind == "stage 0" for step in here.steps())
+    for cell in there.cells[2:]:  # those of two stages
+        finish(there, cell)
+    shutil.copytree(there.results, here.results)
+    assert [step.title for step in here.steps()] == [
+        f"{row}/seed0 {part}" for row in ("ki_1stage", "joint_1stage") for part in ("VLA", "evaluation")
+    ]
 
 
 def judge(request) -> dict[str, float]:
@@ -94,19 +109,30 @@ def test_an_own_evaluation_gets_the_cells_configuration_and_its_numbers_are_kept
     study = make_study(tmp_path, "table2", evaluation="tests.ablation.test_study:judge")
     study.prepare()
     cell = study.cells[-1]
-    assert evaluate_cell(study.cell_folder(cell), "cpu") == {"seed": 1.0, "lr": 1e-4, "episodes": 10}
-    assert study.result(cell) == {"seed": 1.0, "lr": 1e-4, "episodes": 10}
-    assert "paths" in read_json(study.cell_folder(cell) / SETTINGS_FILE)
+    assert evaluate_cell(study.cell_folder(cell), "cpu").values == {"seed": 1.0, "lr": 1e-4, "episodes": 10}
+    result = study.result(cell)
+    assert result.values == {"seed": 1.0, "lr": 1e-4, "episodes": 10} and result.settings == study.settings(cell)
+    assert (result.grid, result.row, result.seed, result.preset) == ("table2", "joint_2stage", 1, "debug")
+    assert set(result.versions) >= {"torch", "transformers"}
+    assert "place" in read_json(study.cell_folder(cell) / SETTINGS_FILE)
 
 
 def judge_badly(request) -> dict[str, float]:
     return {"success": float("nan")}
 
 
-def test_an_evaluation_that_gives_no_number_leaves_no_result(tmp_path):
-    study = make_study(tmp_path, "table2", seeds=1, evaluation="tests.ablation.test_study:judge_badly")
+def judge_by_halves(request) -> dict[str, list]:
+    return {"success": [1, 0.5]}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("judge_badly", "success = nan; wanted a finite"), ("judge_by_halves", "success = .1, 0.5.; wanted outcomes")],
+)
+def test_an_evaluation_that_gives_neither_number_nor_outcomes_leaves_no_result(tmp_path, name, message):
+    study = make_study(tmp_path, "table2", seeds=1, evaluation=f"tests.ablation.test_study:{name}")
     study.prepare()
-    with pytest.raises(ValueError, match="gave success = nan; wanted a finite number"):
+    with pytest.raises(ValueError, match=message):
         evaluate_cell(study.cell_folder(study.cells[0]), "cpu")
     assert study.result(study.cells[0]) is None
 
