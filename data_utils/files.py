@@ -52,6 +52,14 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
+def cache_root() -> Path:
+    """Where what can be made or fetched again lives: ``$APT_CACHE``, else ``$XDG_CACHE_HOME/apt``, else
+    ``~/.cache/apt``."""
+    if os.environ.get("APT_CACHE"):
+        return Path(os.environ["APT_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "apt"
+
+
 def remove_leftovers(folder: Path) -> None:
     """Delete temporaries of writers that were killed, in sub-folders too; for whoever writes there alone."""
     for suffix in (_TEMPORARY, _OTHERS):

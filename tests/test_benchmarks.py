@@ -36,7 +36,7 @@ def test_every_benchmark_has_a_smallest_run():
 @pytest.mark.parametrize("script", sorted(SMALLEST))
 def test_every_benchmark_prints_its_table(script):
     if script == "libero_overhead" and not any(VENV.glob("lib/python3*/site-packages/libero/libero/assets/scenes")):
-        pytest.skip("LIBERO or its assets are not there; run: bash examples/libero/setup.sh --assets DIR")
+        pytest.skip("LIBERO or its assets are not there; run: bash examples/libero/setup.sh")
     if script == "convert" and not (ROOT / ".git").exists():
         pytest.skip("compares revisions, and this is no clone")
     arguments, wanted = SMALLEST[script]

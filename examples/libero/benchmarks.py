@@ -20,9 +20,10 @@ class Benchmark:
     """Those that are run where none are named, in the order of the tables."""
     trials: int
     """Episodes per task."""
-    assets_origin: str
-    assets_flag: str = "--assets"
-    """Of setup.sh, which brings the assets."""
+    assets_origin: str | None = None
+    """Of assets that setup.sh does not download; None: it does."""
+    assets_flag: str | None = None
+    """Of setup.sh, which brings those."""
 
 
 BENCHMARKS = {
@@ -34,7 +35,6 @@ BENCHMARKS = {
             "rlinf-libero",
             LIBERO_SUITES,
             50,
-            "folder libero/libero/assets of https://github.com/Lifelong-Robot-Learning/LIBERO",
         ),
         Benchmark(
             "libero-pro",
@@ -42,7 +42,6 @@ BENCHMARKS = {
             "rpent-liberopro",
             tuple(f"{suite}_{change}" for suite in LIBERO_SUITES for change in ("swap", "task")),
             50,
-            "folder libero/libero/assets of https://github.com/Lifelong-Robot-Learning/LIBERO",
         ),
         Benchmark(
             "libero-plus",

@@ -17,15 +17,14 @@ from types import ModuleType
 
 import yaml
 
-from data_utils.files import write_text
+from data_utils.files import cache_root, write_text
 from examples.errors import SimulatorError
 from examples.headless import import_headless
 from examples.libero.benchmarks import find_benchmark
 
 ROOT = Path(__file__).parents[2]
 VENV = ROOT / ".venv-libero"
-SETUP_SCRIPT = "bash examples/libero/setup.sh"
-SETUP = f"{SETUP_SCRIPT} --assets DIR"
+SETUP = "bash examples/libero/setup.sh"
 _PINS = Path(__file__).with_name("requirements.txt")
 MAGICK = "libmagickwand-6.q16-6 (newer systems: libmagickwand-7.q16-10)"
 _PHYSICS = ("mujoco", "robosuite", "bddl")
@@ -75,7 +74,9 @@ def check_assets(benchmark: str = "libero") -> None:
 def assets_hint(benchmark: str) -> str:
     """What to do where some of a benchmark's meshes or textures are missing."""
     known = find_benchmark(benchmark)
-    return f"get them ({known.assets_origin}) and run: {SETUP_SCRIPT} {known.assets_flag} DIR"
+    if known.assets_flag is None:
+        return f"run: {SETUP}"
+    return f"get them ({known.assets_origin}) and run: {SETUP} {known.assets_flag} DIR"
 
 
 def versions(benchmark: str = "libero") -> dict[str, str]:
@@ -133,7 +134,7 @@ def _write_settings(benchmark: str) -> None:
     """The packages read paths from ``$LIBERO_CONFIG_PATH/config.yaml``, each when it is imported; some releases ask for
     them on standard input where the file is missing. Each gets a folder of its own: its paths are its own."""
     root = libero_root(benchmark)
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "apt" / benchmark
+    folder = cache_root() / benchmark
     content = yaml.safe_dump(
         {
             "benchmark_root": str(root),

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make LIBERO's environment: .venv-libero with the pinned simulator and the three benchmarks' packages, their meshes and
+# Make LIBERO's environment: .venv-libero with the pinned simulator and the three benchmarks' packages, LIBERO's meshes and
 # textures, a headless OpenGL library. Safe to run again: it does only what is missing. Uses an interpreter given as
 # $PYTHON, else the newest of 3.10-3.12.
 set -euo pipefail
@@ -7,7 +7,7 @@ fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
 say() { printf '[setup] %s\n' "$*"; }
 ORIGIN="the folder libero/libero/assets of https://github.com/Lifelong-Robot-Learning/LIBERO"
 PLUS_ORIGIN="assets.zip of https://huggingface.co/datasets/Sylvest/LIBERO-plus, unpacked"
-venv=.venv-libero assets="" plus_assets="" copy="" check=""
+venv=.venv-libero assets="" plus_assets="" copy="" check="" fetch="yes"
 while [ $# -gt 0 ]; do
     case "$1" in
         --assets) [ $# -gt 1 ] || fail "--assets needs a folder"; assets="$2"; shift ;;
@@ -16,11 +16,14 @@ while [ $# -gt 0 ]; do
         --plus-assets=*) plus_assets="${1#*=}" ;;
         --venv) [ $# -gt 1 ] || fail "--venv needs a folder"; venv="${2%/}"; shift ;;
         --venv=*) venv="${1#*=}"; venv="${venv%/}" ;;
+        --no-assets) fetch="" ;;
         --copy) copy="yes" ;;
         --check) check="yes" ;;
         -h | --help)
-            echo 'usage: bash examples/libero/setup.sh [--assets DIR] [--plus-assets DIR] [--copy] [--venv DIR] [--check]'
-            echo "  --assets DIR       LIBERO's meshes and textures: $ORIGIN"
+            echo 'usage: bash examples/libero/setup.sh [--assets DIR | --no-assets] [--plus-assets DIR] [--copy] [--venv DIR] [--check]'
+            echo "  --assets DIR       LIBERO's meshes and textures that are there already: $ORIGIN"
+            echo '                     without it, they are downloaded once (340 MB) into $APT_CACHE, else ~/.cache/apt'
+            echo '  --no-assets        leave them out'
             echo "  --plus-assets DIR  LIBERO-plus's: $PLUS_ORIGIN; without them, LIBERO's stand in"
             echo '  --copy             copy them into the environment; without it, they are linked to where they are'
             echo '  --venv DIR         an environment that is there, .venv for one, instead of .venv-libero: policy and simulator in one'
@@ -89,6 +92,11 @@ place() {
     if [ -n "$copy" ]; then cp -r "$1" "$target"; else ln -s "$1" "$target"; fi
     say "assets of $2 $([ -n "$copy" ] && echo copied || echo linked) from $1"
 }
+has_assets() { "$python" -c 'from examples.libero.environment import check_assets; check_assets(); check_assets("libero-pro")' 2>/dev/null; }
+if [ -z "$assets" ] && [ -n "$fetch" ] && ! has_assets; then
+    say "LIBERO's meshes and textures, $ORIGIN (MIT), from the package registry: 340 MB, once"
+    assets="$("$python" -m examples.libero.assets)" || exit 1
+fi
 if [ -n "$assets" ]; then
     place "$assets" libero
     place "$assets" liberopro
@@ -107,9 +115,9 @@ if ! "$python" -c 'import wand.api' 2>/dev/null; then
     may_install && { apt_install libmagickwand-6.q16-6 || apt_install libmagickwand-7.q16-10; } \
         || say "LIBERO-plus's image noise needs ImageMagick; run: apt-get install libmagickwand-6.q16-6"
 fi
-if "$python" -c 'from examples.libero.environment import check_assets; check_assets()' 2>/dev/null; then
+if has_assets; then
     say "ready: $venv, $("$python" -c 'from examples.libero.environment import versions; print(", ".join(map(" ".join, versions().items())))')"
 else
-    say "installed, but without LIBERO's meshes and textures; get $ORIGIN and run: bash examples/libero/setup.sh --assets DIR"
+    say "installed, but without LIBERO's meshes and textures; for them run: bash examples/libero/setup.sh"
 fi
 [ -z "$check" ] || exec "$python" -m examples.libero.check

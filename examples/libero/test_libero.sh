@@ -6,5 +6,5 @@ python="${PYTHON:-.venv-libero/bin/python}"
 if [[ " $* " =~ " -h "|" --help " ]] && ! command -v "$python" >/dev/null; then
     python=.venv/bin/python # help needs no simulator
 fi
-command -v "$python" >/dev/null || { echo "error: there is no $python; run: bash examples/libero/setup.sh --assets DIR" >&2; exit 2; }
+command -v "$python" >/dev/null || { echo "error: there is no $python; run: bash examples/libero/setup.sh" >&2; exit 2; }
 exec env PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" "$python" -m examples.libero.evaluate "$@"

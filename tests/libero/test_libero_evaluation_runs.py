@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         not any(VENV.glob("lib/python3*/site-packages/libero/libero/assets/scenes")),
-        reason="LIBERO or its assets are not there; run: bash examples/libero/setup.sh --assets DIR",
+        reason="LIBERO or its assets are not there; run: bash examples/libero/setup.sh",
     ),
 ]
 

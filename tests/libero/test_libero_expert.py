@@ -22,7 +22,7 @@ from tests.libero.test_libero_language import make_tasks
 NOTHING = np.zeros((0, 3))
 needs_simulator = pytest.mark.skipif(
     not any(VENV.glob("lib/python3*/site-packages/libero/libero/assets/scenes")),
-    reason="LIBERO or its assets are not there; run: bash examples/libero/setup.sh --assets DIR",
+    reason="LIBERO or its assets are not there; run: bash examples/libero/setup.sh",
 )
 
 

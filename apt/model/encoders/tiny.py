@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from data_utils.files import cache_root
+
 _VERSION = 3  # part of the folder's name: raise when anything below changes what is built
 
 SPECIAL_TOKENS = (
@@ -41,13 +43,6 @@ _CHAT_TEMPLATE = (
     "{% elif item.type == 'text' %}{{ item.text }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-
-
-def cache_root() -> Path:
-    """Where built models live: ``$APT_CACHE``, else ``$XDG_CACHE_HOME/apt``, else ``~/.cache/apt``."""
-    if os.environ.get("APT_CACHE"):
-        return Path(os.environ["APT_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "apt"
 
 
 def tiny_qwen3vl_folder() -> Path:
