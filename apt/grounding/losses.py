@@ -44,16 +44,25 @@ class GroundingModel(nn.Module):
         names: how many names there are.
         cameras: how many there are.
         bins: places along each side.
+        looking_layer: decoder layer whose heads are told where to look; from it on, a name's place is known.
     """
 
     def __init__(
-        self, model: nn.Module, image_statistics: tuple[list, list], names: int, cameras: int, bins: int
+        self,
+        model: nn.Module,
+        image_statistics: tuple[list, list],
+        names: int,
+        cameras: int,
+        bins: int,
+        looking_layer: int,
     ) -> None:
         super().__init__()
         self.model = model.requires_grad_(True)
         self._encoder = [Qwen3VLEncoder(model, *image_statistics)]  # in a list: its parameters are the model's own
         width, depth = model.config.text_config.hidden_size, model.config.text_config.num_hidden_layers
-        self._looking_layer = max(1, depth // 2 - 1)
+        if not 1 <= looking_layer < depth:
+            raise ConfigError(f"--looking-layer is {looking_layer}; wanted 1 to {depth - 1}: a name is read before it")
+        self._looking_layer = looking_layer
         self._names, self._bins, self._answering = names, bins, (depth // 2, depth - 1)
         self._layers = tuple(sorted({self._looking_layer, *self._answering}))
         heads = model.config.text_config.num_attention_heads

@@ -48,7 +48,9 @@ class GroundingRun:
         else:
             self.tokenizer, model = load(config.init, config.sizes, description.image_size)
         grid = description.image_size // 16
-        self.model = GroundingModel(model, IMAGE_STATISTICS, len(names), len(description.cameras), config.sizes.bins)
+        self.model = GroundingModel(
+            model, IMAGE_STATISTICS, len(names), len(description.cameras), config.sizes.bins, config.looking_layer
+        )
         image_id, pad_id = model.config.image_token_id, self.tokenizer.pad_token_id
         self._makers = {}
         for scenes in (self.train, self.held_out):

@@ -137,6 +137,7 @@ def test_where_a_name_looks_is_what_that_layers_own_attention_says(folder, tmp_p
 
 def config_of(folder, out, **changes):
     fields = {"steps": 6, "batch": 4, "judge_every": 3, "all_cameras": 0.5, "sizes": SIZES, "threads": 1}
+    fields |= {"looking_layer": 1}
     return GroundingConfig(folder, out, **{**fields, **changes})
 
 
@@ -168,7 +169,9 @@ def test_a_stopped_training_goes_on_to_the_same_weights(folder, tmp_path):
 
 
 def test_the_folder_it_leaves_is_a_vlm_like_any_other(folder, tmp_path, capsys):
-    arguments = f"--scenes {folder} --out {tmp_path / 'vlm'} --steps 2 --batch 2 --judge-every 2 --threads 1"
+    arguments = (
+        f"--scenes {folder} --out {tmp_path / 'vlm'} --steps 2 --batch 2 --judge-every 2 --threads 1 --looking-layer 1"
+    )
     sizes = [f"--sizes.{name.replace('_', '-')}={value}" for name, value in dataclasses.asdict(SIZES).items()]
     assert main([*arguments.split(), *sizes]) == 0
     assert "points to held-out names to within a bin in" in capsys.readouterr().out
