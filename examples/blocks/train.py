@@ -18,7 +18,8 @@ from examples.blocks.evaluate import closing_line
 from examples.blocks.recipe import Recipe, Steps, in_one_line
 from examples.blocks.world import load_world
 
-TUNING = ("--vlm-mode", "full", "--vlm-lr", "5e-4", "--max_lr", "5e-4", "--num_warmup", "50")
+COMPILED = ("--use_compile", "True")  # an eighth more samples per second, for two minutes of compilation
+TUNING = (*COMPILED, "--vlm-mode", "full", "--vlm-lr", "5e-4", "--max_lr", "5e-4", "--num_warmup", "50")
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class TrainBlocksConfig:
     """Demonstrations."""
     va_iter: int = 600
     """Training steps of stage 0, the VA prior."""
-    vla_iter: int = 4000
+    vla_iter: int = 1500
     """Training steps of stage 1, the VLA, its VLM frozen."""
-    tune_iter: int = 2000
+    tune_iter: int = 4000
     """Further steps in which the VLM trains too."""
     trials: int = 100
     """Episodes in closed loop, of each split."""
@@ -52,7 +53,7 @@ def train(config: TrainBlocksConfig) -> None:
     steps.begin("stage 0: VA prior (language masked, VLM frozen)")
     recipe.export(recipe.train(0, "va", config.va_iter), out / "policy_va")
     steps.begin("stage 1: VLA (language in, VLM frozen)")
-    frozen = recipe.train(1, "vla", config.vla_iter, "--va-name", "va")
+    frozen = recipe.train(1, "vla", config.vla_iter, "--va-name", "va", *COMPILED)
     steps.begin("stage 1: VLA, the VLM trained with it")
     policy = recipe.export(recipe.finetune(frozen, "tuned", config.tune_iter, *TUNING), out / "policy_vla")
     steps.begin("closed loop")
