@@ -44,23 +44,8 @@ def test_the_quickstart_shows_before_and_after_and_does_nothing_twice(tmp_path):
 
 @pytest.mark.slow
 def test_the_training_of_blocks_goes_on_after_ctrl_c_and_leaves_both_policies(tmp_path):
-    given = [
-        "--out",
-        str(tmp_path),
-        "--episodes",
-        "6",
-        "--va-iter",
-        "4",
-        "--vla-iter",
-        "400",
-        "--tune-iter",
-        "2",
-        "--trials",
-        "1",
-        "--splits",
-        "SO",
-        "UI",
-    ]
+    sizes = "--episodes 6 --va-iter 4 --vla-iter 400 --tune-iter 2 --trials 1 --splits SO UI --compile no"
+    given = ["--out", str(tmp_path), *sizes.split()]
     process = subprocess.Popen(command("train", *given), cwd=ROOT, start_new_session=True, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
     log, deadline = tmp_path / "logs/vla/metrics.jsonl", time.monotonic() + 300
