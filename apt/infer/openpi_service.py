@@ -1,0 +1,287 @@
+"""A policy as openpi's websocket protocol serves it, for programs that were written for pi0.
+
+    python -m apt.infer.openpi_service --ckpt checkpoints/APT/ft_apt_pp/ckpt_latest.pt --port 8000
+
+A client gets the observation contract as its first message, then sends observations and gets action chunks. Every
+connection is a planner session of its own; what is wrong with an observation comes back as a text, and the connection
+stays. docs/integrations.md says what both sides look like.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import hmac
+import http
+import logging
+import signal
+import ssl
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_utils.cli import CommandLineError, parse
+from train_utils.places import named_checkpoint
+
+if TYPE_CHECKING:
+    from websockets.asyncio.server import ServerConnection
+    from websockets.http11 import Request, Response
+
+    from apt.infer.service_session import PolicyService
+
+KEY_SCHEME = "Api-Key "
+_FINISH_S = 7.0  # that queries in flight have when the service is told to stop
+
+
+@dataclass(frozen=True)
+class OpenpiServiceConfig:
+    ckpt: Path | None = None
+    """A run's ckpt_*.pt, its configuration beside it, an exported folder, or a run's name."""
+    host: str = "127.0.0.1"
+    """Interface to listen on. Others than this are open to whoever reaches them: give an --api-key-file then."""
+    port: int = 8000
+    """0: any free one."""
+    queries_per_s: float | None = None
+    """How often clients ask that do not say when: their frames are this far apart. By default the time that passes."""
+    api_key_file: Path | None = None
+    """File whose text clients must bring; by default all may ask."""
+    tls_cert: Path | None = None
+    """Certificate chain (PEM) for wss://, with --tls-key."""
+    tls_key: Path | None = None
+    """Its private key (PEM)."""
+    max_connections: int = 16
+    max_message_mb: float = 32.0
+    """Messages larger than this end the connection."""
+    ensemble: int = 0
+    """Trajectories that are blended into the returned one; 0: none. Wants the true times of frames."""
+    ema: bool = False
+    """Use the averaged weights."""
+    device: str | None = None
+    """cpu, cuda or cuda:N; by default the first GPU where there is one."""
+    compile: str = "none"
+    """none, compile (torch.compile) or graphs (CUDA graphs too): faster queries after minutes of warm-up."""
+    steps: int | None = None
+    """Denoising steps; by default the policy's own number."""
+    sampler: str | None = None
+    """ddim or dpm; of flow matching euler. By default the policy's own."""
+    seed: int = 0
+    """Of each session's noise."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serve until SIGTERM or SIGINT. 0: ended as told to; 2: an error, said in one line."""
+    try:
+        config = parse(
+            OpenpiServiceConfig,
+            sys.argv[1:] if argv is None else argv,
+            prog="python -m apt.infer.openpi_service",
+            description=__doc__,
+        )
+        return serve(config)
+    except KeyboardInterrupt:
+        print("stopped before it was ready", flush=True)
+        return 0
+    except (CommandLineError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def serve(config: OpenpiServiceConfig) -> int:
+    """Load, warm up, listen.
+
+    Raises:
+        CommandLineError, OSError: what is wrong with the arguments or the port.
+        CheckpointError, CheckpointMismatch: a checkpoint that is of no use.
+    """
+    _check_arguments(config)
+    key, context = _api_key(config.api_key_file), _tls(config)
+    try:
+        import msgpack  # noqa: F401
+        import websockets  # noqa: F401
+    except ImportError as error:
+        raise CommandLineError(f"{error.name} is missing; run: pip install 'apt-vla[serve]'") from error
+    from apt.checkpoint import checkpoint_sha256
+    from apt.infer.planner import TrajPlanner
+    from apt.infer.service_session import Checkpoint, PolicyService
+
+    ckpt = named_checkpoint(config.ckpt)
+    print(f"loading {ckpt}", flush=True)
+    planner = TrajPlanner(
+        ckpt,
+        config.device,
+        config.ensemble,
+        use_ema=config.ema,
+        seed=config.seed,
+        steps=config.steps,
+        sampler=config.sampler,
+        compile=config.compile,
+    )
+    planner.warm_up()  # before anybody can ask: what compiles would hold clients up
+    name = f"{ckpt.resolve().parent.name}/{ckpt.name}"
+    service = PolicyService(planner, Checkpoint(name, checkpoint_sha256(ckpt), config.ema), "openpi", list)
+    asyncio.run(OpenpiServer(service, config, key).run(context))
+    return 0
+
+
+class OpenpiServer:
+    """The sockets; what is asked is answered in threads, so that pings are answered meanwhile.
+
+    Args:
+        key: that clients must bring; None: all may ask.
+    """
+
+    def __init__(self, service: PolicyService, config: OpenpiServiceConfig, key: str | None) -> None:
+        self._service, self._config, self._key = service, config, key
+        self._clock_step = _clock_step(config, service)
+        self._connections = 0
+        self._threads = ThreadPoolExecutor(config.max_connections, "openpi")
+        self.port: int | None = None
+        """Once it listens."""
+
+    async def run(self, context: ssl.SSLContext | None = None) -> None:
+        """Until SIGTERM or SIGINT. Raises ``OSError`` where it cannot listen."""
+        told = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with contextlib.suppress(NotImplementedError, RuntimeError):  # another thread's loop gets no signals
+                loop.add_signal_handler(number, told.set)
+        async with self.listening(context):
+            scheme = "ws" if context is None else "wss"
+            print(f"ready: {scheme}://{self._config.host}:{self.port}; Ctrl-C or SIGTERM ends it", flush=True)
+            for line in self._service.contract(self._service.planner).lines():
+                print(f"  {line}", flush=True)
+            await told.wait()
+        log = self._service.log
+        print(f"ended: {log.answered} queries answered, {log.failed} failed", flush=True)
+
+    @contextlib.asynccontextmanager
+    async def listening(self, context: ssl.SSLContext | None = None):
+        """Context in which clients are served."""
+        from websockets.asyncio.server import serve as listen
+
+        config = self._config
+        quiet = logging.getLogger("apt.openpi")
+        quiet.setLevel(logging.CRITICAL)  # clients that just go away are no news
+        try:
+            server = await listen(
+                self._serve_connection,
+                config.host,
+                config.port,
+                ssl=context,
+                compression=None,
+                max_size=int(config.max_message_mb * 1e6),
+                max_queue=2,
+                process_request=self._judge_request,
+                close_timeout=_FINISH_S,
+                logger=quiet,
+            )
+        except OSError as error:
+            raise OSError(
+                f"cannot listen at {config.host}:{config.port} ({error.strerror or error}); --port wants a free one "
+                "(0: any), --host a name or address of this machine"
+            ) from error
+        self.port = server.sockets[0].getsockname()[1]
+        try:
+            yield self
+        finally:
+            server.close()
+            await server.wait_closed()
+            self._threads.shutdown(cancel_futures=True)
+
+    def _judge_request(self, connection: ServerConnection, request: Request) -> Response | None:
+        """Before the connection becomes a websocket."""
+        if request.path.partition("?")[0] == "/healthz":
+            return connection.respond(http.HTTPStatus.OK, "OK\n")
+        if self._key is not None:
+            given = request.headers.get("Authorization", "")
+            if not hmac.compare_digest(given.encode("utf-8", "replace"), (KEY_SCHEME + self._key).encode()):
+                return connection.respond(http.HTTPStatus.UNAUTHORIZED, "this service wants its API key\n")
+        if self._connections >= self._config.max_connections:
+            return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "as many clients as are allowed are here\n")
+        return None
+
+    async def _serve_connection(self, connection: ServerConnection) -> None:
+        from websockets.exceptions import ConnectionClosed
+
+        from apt.infer.openpi_codec import pack
+        from apt.infer.openpi_session import OpenpiSession
+
+        loop = asyncio.get_running_loop()
+        self._connections += 1
+        try:
+            session = await loop.run_in_executor(self._threads, OpenpiSession, self._service, self._clock_step)
+            await connection.send(pack(session.metadata()))
+            async for message in connection:
+                await connection.send(await loop.run_in_executor(self._threads, _answer, session, message))
+        except ConnectionClosed:
+            return
+        finally:
+            self._connections -= 1
+
+
+def _answer(session, message: bytes | str) -> bytes | str:
+    """A binary frame with the chunk, or a text that says what is wrong."""
+    from apt.infer.openpi_codec import pack, unpack
+
+    if isinstance(message, str):
+        return "the observation came as a text; wanted a binary frame of msgpack"
+    try:
+        return pack(session.answer(unpack(message)))
+    except ValueError as error:
+        return str(error)
+
+
+def _clock_step(config: OpenpiServiceConfig, service: PolicyService) -> float | None:
+    """Between two observations that do not say when, in the policy's unit; None: the time that passes. Raises
+    ``CommandLineError``: the policy counts control steps, which pass in no time that is known here."""
+    contract = service.contract(service.planner)
+    if contract.time_unit == "seconds":
+        return None if config.queries_per_s is None else 1.0 / config.queries_per_s
+    if config.queries_per_s is not None:
+        raise CommandLineError("--queries-per-s is of policies that count seconds; this one counts control steps")
+    return contract.time_step
+
+
+def _check_arguments(config: OpenpiServiceConfig) -> None:
+    if config.ckpt is None:
+        raise CommandLineError("--ckpt is missing: a run's ckpt_latest.pt or an exported folder")
+    if not 0 <= config.port < 1 << 16:
+        raise CommandLineError(f"--port is {config.port}; wanted 0 to 65535")
+    if config.max_connections < 1 or not config.max_message_mb > 0:
+        raise CommandLineError("--max-connections and --max-message-mb want more than nothing")
+    if config.queries_per_s is not None and not config.queries_per_s > 0:
+        raise CommandLineError(f"--queries-per-s is {config.queries_per_s}; wanted a number above 0")
+    if (config.tls_cert is None) != (config.tls_key is None):
+        raise CommandLineError("--tls-cert and --tls-key go together")
+
+
+def _api_key(file: Path | None) -> str | None:
+    if file is None:
+        return None
+    try:
+        key = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandLineError(f"--api-key-file {file} cannot be read ({error})") from error
+    if not key:
+        raise CommandLineError(f"--api-key-file {file} is empty; wanted the key that clients bring")
+    return key
+
+
+def _tls(config: OpenpiServiceConfig) -> ssl.SSLContext | None:
+    if config.tls_cert is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(config.tls_cert, config.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise CommandLineError(f"--tls-cert {config.tls_cert} with --tls-key {config.tls_key}: {error}") from error
+    return context
+
+
+if __name__ == "__main__":
+    code = main()
+    gc.freeze()  # the interpreter would look through all of torch for cycles as it ends, for seconds
+    sys.exit(code)
