@@ -14,7 +14,6 @@ import contextlib
 import gc
 import hmac
 import http
-import logging
 import signal
 import ssl
 import sys
@@ -23,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from apt.infer.serving import ServedPolicy
 from data_utils.cli import CommandLineError, parse
-from train_utils.places import named_checkpoint
 
 if TYPE_CHECKING:
     from websockets.asyncio.server import ServerConnection
@@ -37,13 +36,13 @@ _FINISH_S = 7.0  # that queries in flight have when the service is told to stop
 
 
 @dataclass(frozen=True)
-class OpenpiServiceConfig:
-    ckpt: Path | None = None
-    """A run's ckpt_*.pt, its configuration beside it, an exported folder, or a run's name."""
+class OpenpiServiceConfig(ServedPolicy):
     host: str = "127.0.0.1"
     """Interface to listen on. Others than this are open to whoever reaches them: give an --api-key-file then."""
     port: int = 8000
     """0: any free one."""
+    ensemble: int = 0
+    """Trajectories that are blended into the returned one; 0: none. Wants the true times of frames."""
     queries_per_s: float | None = None
     """How often clients ask that do not say when: their frames are this far apart. By default the time that passes."""
     api_key_file: Path | None = None
@@ -55,20 +54,6 @@ class OpenpiServiceConfig:
     max_connections: int = 16
     max_message_mb: float = 32.0
     """Messages larger than this end the connection."""
-    ensemble: int = 0
-    """Trajectories that are blended into the returned one; 0: none. Wants the true times of frames."""
-    ema: bool = False
-    """Use the averaged weights."""
-    device: str | None = None
-    """cpu, cuda or cuda:N; by default the first GPU where there is one."""
-    compile: str = "none"
-    """none, compile (torch.compile) or graphs (CUDA graphs too): faster queries after minutes of warm-up."""
-    steps: int | None = None
-    """Denoising steps; by default the policy's own number."""
-    sampler: str | None = None
-    """ddim or dpm; of flow matching euler. By default the policy's own."""
-    seed: int = 0
-    """Of each session's noise."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -96,32 +81,20 @@ def serve(config: OpenpiServiceConfig) -> int:
         CommandLineError, OSError: what is wrong with the arguments or the port.
         CheckpointError, CheckpointMismatch: a checkpoint that is of no use.
     """
+    config = config.named()
     _check_arguments(config)
+    config.check()
     key, context = _api_key(config.api_key_file), _tls(config)
     try:
         import msgpack  # noqa: F401
         import websockets  # noqa: F401
     except ImportError as error:
-        raise CommandLineError(f"{error.name} is missing; run: pip install 'apt-vla[serve]'") from error
-    from apt.checkpoint import checkpoint_sha256
-    from apt.infer.planner import TrajPlanner
-    from apt.infer.service_session import Checkpoint, PolicyService
+        raise CommandLineError(f"{error.name} is missing; run: pip install msgpack websockets") from error
+    from apt.infer.service_session import PolicyService
 
-    ckpt = named_checkpoint(config.ckpt)
-    print(f"loading {ckpt}", flush=True)
-    planner = TrajPlanner(
-        ckpt,
-        config.device,
-        config.ensemble,
-        use_ema=config.ema,
-        seed=config.seed,
-        steps=config.steps,
-        sampler=config.sampler,
-        compile=config.compile,
-    )
-    planner.warm_up()  # before anybody can ask: what compiles would hold clients up
-    name = f"{ckpt.resolve().parent.name}/{ckpt.name}"
-    service = PolicyService(planner, Checkpoint(name, checkpoint_sha256(ckpt), config.ema), "openpi", list)
+    config.check_model()
+    planner, checkpoint = config.load()
+    service = PolicyService(planner, checkpoint, "openpi", list)
     asyncio.run(OpenpiServer(service, config, key).run(context))
     return 0
 
@@ -146,8 +119,7 @@ class OpenpiServer:
         told = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            with contextlib.suppress(NotImplementedError, RuntimeError):  # another thread's loop gets no signals
-                loop.add_signal_handler(number, told.set)
+            loop.add_signal_handler(number, told.set)
         async with self.listening(context):
             scheme = "ws" if context is None else "wss"
             print(f"ready: {scheme}://{self._config.host}:{self.port}; Ctrl-C or SIGTERM ends it", flush=True)
@@ -163,8 +135,6 @@ class OpenpiServer:
         from websockets.asyncio.server import serve as listen
 
         config = self._config
-        quiet = logging.getLogger("apt.openpi")
-        quiet.setLevel(logging.CRITICAL)  # clients that just go away are no news
         try:
             server = await listen(
                 self._serve_connection,
@@ -176,7 +146,6 @@ class OpenpiServer:
                 max_queue=2,
                 process_request=self._judge_request,
                 close_timeout=_FINISH_S,
-                logger=quiet,
             )
         except OSError as error:
             raise OSError(
@@ -246,10 +215,6 @@ def _clock_step(config: OpenpiServiceConfig, service: PolicyService) -> float | 
 
 
 def _check_arguments(config: OpenpiServiceConfig) -> None:
-    if config.ckpt is None:
-        raise CommandLineError("--ckpt is missing: a run's ckpt_latest.pt or an exported folder")
-    if not 0 <= config.port < 1 << 16:
-        raise CommandLineError(f"--port is {config.port}; wanted 0 to 65535")
     if config.max_connections < 1 or not config.max_message_mb > 0:
         raise CommandLineError("--max-connections and --max-message-mb want more than nothing")
     if config.queries_per_s is not None and not config.queries_per_s > 0:

@@ -10,53 +10,32 @@ in which they were asked. docs/inference.md shows both sides.
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import os
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 from apt.infer.service_status import status_line, status_report
+from apt.infer.serving import ServedPolicy
 from data_utils.cli import CommandLineError, parse
 from shm_transport import TransportError, get_shm_proxy
 from shm_transport.end_wish import EndWish
 from shm_transport.names import NameServer
 from shm_transport.server import ShmServer, is_alive
-from train_utils.places import named_checkpoint
 
 _FINISH_S = 7.0  # that a query in flight has when the service is told to stop
 
 
 @dataclass(frozen=True)
-class ServiceConfig:
-    ckpt: Path | None = None
-    """A run's ckpt_*.pt, its configuration beside it, an exported folder, or a run's name."""
+class ServiceConfig(ServedPolicy):
     uri: str = "apt_control"
     """Name under which clients find the service."""
     host: str = "localhost"
     """Interface to listen on. Others than localhost are open to whoever reaches them: prefer an SSH tunnel."""
-    port: int = 0
-    """0: any free one."""
     ns_host: str = "localhost"
     """Where the name server runs (pyro4-ns -p 9091)."""
     ns_port: int = 9091
-    ensemble: int = 4
-    """Trajectories that are blended into the returned one; 0: none. Clients may choose another number."""
-    ema: bool = False
-    """Use the averaged weights."""
-    device: str | None = None
-    """cpu, cuda or cuda:N; by default the first GPU where there is one."""
-    compile: str = "none"
-    """none, compile (torch.compile) or graphs (CUDA graphs too): faster queries after minutes of warm-up."""
-    steps: int | None = None
-    """Denoising steps; by default 20, of flow matching 10 or 4."""
-    sampler: str | None = None
-    """ddim, or dpm for few steps (8 to 10); of flow matching euler. By default the policy's own."""
-    seed: int = 0
-    """Of each session's noise."""
     status_every: float = 60.0
     """Seconds between two status lines while there are queries; 0: none."""
     status: bool = False
@@ -96,8 +75,8 @@ def serve(config: ServiceConfig, wish: EndWish) -> int:
             the model is loaded.
         CheckpointError, CheckpointMismatch: a checkpoint that is of no use.
     """
-    if config.ckpt is not None:
-        config = dataclasses.replace(config, ckpt=named_checkpoint(config.ckpt))
+    config = config.named()
+    config.check()
     _check_arguments(config)
     _check_name(config)
     try:
@@ -105,17 +84,9 @@ def serve(config: ServiceConfig, wish: EndWish) -> int:
         if wish.wished:
             raise KeyboardInterrupt
         # torch and the model's libraries take seconds to import; complaints and --status need not wait for them.
-        from apt.checkpoint import checkpoint_sha256, read_config
-        from apt.configs import train_config_from_dict
-        from apt.infer.planner import TrajPlanner
-        from apt.infer.policy import pick_device
-        from apt.infer.service_session import Checkpoint, PolicyService
-        from apt.infer.stages import check_compile_mode
-        from apt.model.objectives.registry import make_objective
+        from apt.infer.service_session import PolicyService
 
-        check_compile_mode(config.compile, pick_device(config.device))
-        trained, _ = train_config_from_dict(read_config(config.ckpt))
-        make_objective(trained.objective).schedule(config.steps, config.sampler)
+        config.check_model()
         try:
             server = ShmServer(lambda: service.session(), config.host, config.port, grace_s=_FINISH_S)
         except OSError as error:
@@ -123,22 +94,7 @@ def serve(config: ServiceConfig, wish: EndWish) -> int:
                 f"cannot listen at {config.host}:{config.port} ({error}); --port wants a free one (0: any), --host a "
                 "name or address of this machine"
             ) from error
-        with ThreadPoolExecutor(1) as background:
-            digest = background.submit(checkpoint_sha256, config.ckpt)
-            print(f"loading {config.ckpt}", flush=True)
-            planner = TrajPlanner(
-                config.ckpt,
-                config.device,
-                config.ensemble,
-                use_ema=config.ema,
-                seed=config.seed,
-                steps=config.steps,
-                sampler=config.sampler,
-                compile=config.compile,
-            )
-            planner.warm_up()
-            name = f"{config.ckpt.resolve().parent.name}/{config.ckpt.name}"
-            checkpoint = Checkpoint(name, digest.result(), config.ema)
+        planner, checkpoint = config.load()
         service = PolicyService(planner, checkpoint, config.uri, server.clients)
         wish.interrupting = False  # the name must be removed again: the server does that at its end
         if wish.wished:
@@ -168,17 +124,8 @@ def serve(config: ServiceConfig, wish: EndWish) -> int:
 
 
 def _check_arguments(config: ServiceConfig) -> None:
-    if config.ckpt is None:
-        raise CommandLineError("--ckpt is missing: a run's ckpt_latest.pt or an exported folder")
-    if not config.ckpt.exists():
-        raise CommandLineError(f"--ckpt: there is no {config.ckpt}; check the path, or train one (scripts/train.sh)")
-    if config.ckpt.is_dir() and (config.ckpt / "ckpt_latest.pt").is_file():
-        raise CommandLineError(f"--ckpt: {config.ckpt} is a run's folder; name {config.ckpt / 'ckpt_latest.pt'}")
-    for flag, port in (("--port", config.port), ("--ns_port", config.ns_port)):
-        if not 0 <= port < 1 << 16:
-            raise CommandLineError(f"{flag} is {port}; wanted 0 to 65535")
-    if config.ensemble < 0:
-        raise CommandLineError(f"--ensemble is {config.ensemble}; wanted 0 (off) or more")
+    if not 0 <= config.ns_port < 1 << 16:
+        raise CommandLineError(f"--ns_port is {config.ns_port}; wanted 0 to 65535")
     if not config.uri or config.uri.startswith("PYRO:"):
         raise CommandLineError(f"--uri is {config.uri!r}; wanted a plain name, such as apt_control")
     if not config.status_every >= 0:

@@ -42,12 +42,17 @@ def running_policy(checkpoint: Path, ns_port: int, *flags: str, uri: str = "apt_
     """``python -m apt.infer.remote_service``, ready; ``lines`` are what it has printed."""
     arguments = ["--ckpt", str(checkpoint), "--uri", uri, "--ns_port", str(ns_port), "--steps", str(STEPS), *flags]
     with running("-m", "apt.infer.remote_service", *arguments, env={"OMP_NUM_THREADS": "1"}) as process:
-        process.lines = []
-        while not (process.lines and process.lines[-1].startswith("answers")):  # the last line of the contract
-            line = process.line()
-            assert line or process.popen.poll() is None, "\n".join(process.lines)
-            process.lines.append(line)
+        wait_until_ready(process)
         yield process
+
+
+def wait_until_ready(process: Process) -> None:
+    """Until a service has said its contract; ``process.lines`` are what it has printed."""
+    process.lines = []
+    while not (process.lines and process.lines[-1].startswith("answers")):  # the last line of the contract
+        line = process.line()
+        assert line or process.popen.poll() is None, "\n".join(process.lines)
+        process.lines.append(line)
 
 
 def connect(ns_port: int, uri: str = "apt_control", timeout: float = 20.0) -> ShmProxy:

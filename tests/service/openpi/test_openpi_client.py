@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.infer.helpers import frame_at
-from tests.openpi.conftest import PROMPT
+from tests.service.openpi.conftest import PROMPT
 
 pytestmark = pytest.mark.slow
 CLIENT = ("openpi-client==0.1.2", "numpy<2", "typing_extensions")

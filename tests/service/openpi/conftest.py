@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,24 +14,10 @@ import pytest
 from websockets.sync.client import connect
 
 from apt.infer.planner import TrajPlanner
-from data_utils.datasets import PickPlaceCan
-from tests.conftest import one_thread
-from tests.service.helpers import STEPS, write_checkpoint
+from tests.service.helpers import STEPS, wait_until_ready
 from tests.transport.conftest import Process, running
 
 PROMPT = "reach for the red square"
-
-
-@pytest.fixture(scope="package", autouse=True)
-def _one_thread():
-    """As the service has, so that both compute the very same numbers."""
-    with one_thread():
-        yield
-
-
-@pytest.fixture(scope="package")
-def checkpoint(tmp_path_factory):
-    return write_checkpoint(tmp_path_factory.mktemp("served") / "tiny")
 
 
 @contextlib.contextmanager
@@ -40,11 +25,7 @@ def serving(checkpoint: Path, *flags: str) -> Iterator[Process]:
     """``python -m apt.infer.openpi_service``, ready, at ``process.url``."""
     arguments = ["--ckpt", str(checkpoint), "--port", "0", "--steps", str(STEPS), *flags]
     with running("-m", "apt.infer.openpi_service", *arguments, env={"OMP_NUM_THREADS": "1"}) as process:
-        process.lines = []
-        while not (process.lines and process.lines[-1].startswith("answers")):  # the last line of the contract
-            line = process.line()
-            assert line or process.popen.poll() is None, "\n".join(process.lines)
-            process.lines.append(line)
+        wait_until_ready(process)
         process.url = re.search(r"ready: (wss?://\S+);", "\n".join(process.lines))[1]
         yield process
 
@@ -96,17 +77,7 @@ def client(service):
         yield client
 
 
-@pytest.fixture(scope="package")
-def policy(checkpoint):
-    return TrajPlanner(checkpoint, "cpu", steps=STEPS).policy
-
-
 @pytest.fixture
 def local(policy) -> TrajPlanner:
     """What a client should agree with."""
     return TrajPlanner.of_policy(policy, ensemble=0, steps=STEPS)
-
-
-@pytest.fixture
-def dataset(located) -> PickPlaceCan:
-    return PickPlaceCan(config=dataclasses.replace(PickPlaceCan.config, image_hw=(64, 64)), train=False)

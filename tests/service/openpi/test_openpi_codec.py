@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from apt.infer.openpi_codec import DEEPEST, MOST_VALUES, MessageError, pack, unpack
-from tests.openpi.conftest import as_maps, as_numpy
+from tests.service.openpi.conftest import as_maps, as_numpy
 
 TYPES = st.one_of(arrays.boolean_dtypes(), arrays.integer_dtypes(), arrays.floating_dtypes(sizes=(32, 64)))
 ARRAYS = arrays.arrays(TYPES, arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4))
