@@ -24,7 +24,8 @@ from apt.ablation.evaluation import EVALUATIONS, EvaluationSizes, load_evaluatio
 from apt.ablation.grid import GRIDS, Cell, Grid, Iterations, expand, files_digest, select_rows
 from apt.ablation.presets import Sizes, sizes_for
 from apt.ablation.report import build_report, markdown, write_tables
-from apt.ablation.runner import REPOSITORY, Pace, Runner
+from apt.ablation.results import REPOSITORY
+from apt.ablation.runner import Pace, Runner
 from apt.ablation.study import KINDS, Recording, Step, Study, StudyError, gpus_of_jobs
 from apt.ablation.worlds import WORLDS, World
 from apt.configs import TrainConfig

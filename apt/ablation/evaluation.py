@@ -15,10 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from apt.ablation.results import CellResult, Value, check_values, commit, read_curves, result_path, versions
+from apt.ablation.results import (
+    REPOSITORY,
+    CellResult,
+    Value,
+    check_values,
+    commit,
+    read_curves,
+    result_path,
+    versions,
+)
 from data_utils.files import read_json
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 SETTINGS_FILE, EVALUATION_FOLDER = "settings.json", "evaluation"
 
 

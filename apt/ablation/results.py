@@ -6,6 +6,7 @@ episode, training curves, versions and the commit. Tables, charts and pages are 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import math
@@ -19,6 +20,7 @@ import numpy as np
 
 from data_utils.files import read_json, write_json
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 VERSIONS_OF = ("torch", "transformers", "diffusers", "numpy", "mujoco")
 CURVES = ("loss/total", "eval/position_cm")
 MOST_POINTS = 60  # of a curve
@@ -104,16 +106,11 @@ def read_curves(table: Path) -> dict[str, tuple[list[int], list[float]]]:
 
 def versions() -> dict[str, str]:
     """Of what results depend on and is installed."""
-    installed = {name for name in VERSIONS_OF if _is_installed(name)}
-    return {name: importlib.metadata.version(name) for name in VERSIONS_OF if name in installed}
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+    found = {}
+    for name in VERSIONS_OF:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def commit(repository: Path) -> str | None:

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from apt.ablation.results import REPOSITORY
 from apt.ablation.study import Step
 from data_utils.files import read_json, write_json
 from data_utils.words import format_duration
 from train_utils.failures import told_when_parent_dies
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 _POLL_S = 0.1
 _LAST_WORDS = 300  # characters of a failed step's last line
 

@@ -56,14 +56,12 @@ class DialogueSampler:
 
     def draw(self, rng: np.random.Generator, scene: int, cameras: tuple[int, ...]) -> Dialogue:
         """A dialogue about the pictures of ``cameras``."""
-        made = Dialogue(scene, cameras)
+        made = self._opened(scene, cameras)
         things = self._scenes.things[scene]
         seen = [thing for thing in things if any(thing.places[camera] is not None for camera in cameras)]
         for question in range(QUESTIONS):
-            self._say(made, "<|im_start|>user\n" if question == 0 else "\n<|im_start|>user\n")
-            if question == 0:
-                for _ in cameras:
-                    self._add(made, self._image)
+            if question > 0:
+                self._say(made, "\n<|im_start|>user\n")
             kind = rng.choice(list(SHARES), p=list(SHARES.values()))
             asked = getattr(self, f"_ask_{kind}")(made, rng, things, seen or things)
             self._say(made, "<|im_end|>\n<|im_start|>assistant\n")
@@ -74,12 +72,17 @@ class DialogueSampler:
 
     def instruct(self, rng: np.random.Generator, scene: int, cameras: tuple[int, ...]) -> Dialogue:
         """An instruction about the pictures of ``cameras``, as a policy gets it: nothing has been answered yet."""
+        made = self._opened(scene, cameras)
+        self._ask_instruction(made, rng, self._scenes.things[scene], None)
+        self._say(made, "<|im_end|>\n<|im_start|>assistant\n")
+        return made
+
+    def _opened(self, scene: int, cameras: tuple[int, ...]) -> Dialogue:
+        """The pictures, and nothing said of them yet."""
         made = Dialogue(scene, cameras)
         self._say(made, "<|im_start|>user\n")
         for _ in cameras:
             self._add(made, self._image)
-        self._ask_instruction(made, rng, self._scenes.things[scene], None)
-        self._say(made, "<|im_end|>\n<|im_start|>assistant\n")
         return made
 
     def _ask_instruction(self, made: Dialogue, rng: np.random.Generator, things: list[Thing], _seen) -> list:

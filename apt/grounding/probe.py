@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,7 @@ class Probe:
         return Mentions.joined(read)
 
 
+@dataclass
 class Mentions:
     """M names in instructions.
 
@@ -97,8 +99,9 @@ class Mentions:
         camera: (M,) in whose picture; place: (M, 2) u and v there.
     """
 
-    def __init__(self, streams: dict[int, torch.Tensor], camera: torch.Tensor, place: torch.Tensor) -> None:
-        self.streams, self.camera, self.place = streams, camera, place
+    streams: dict[int, torch.Tensor]
+    camera: torch.Tensor
+    place: torch.Tensor
 
     @classmethod
     def joined(cls, some: Iterable[Mentions]) -> Mentions:
