@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from examples.libero.simulator import LiberoEnv
 
 COMMAND = "examples.libero.record"
-MAX_STEPS = 400
+MAX_STEPS = 600
 PUSHES_PER_STEP = 0.06  # of free motion, while there is --noise
 DRAWN_SCENES = "drawn scenes of "  # before a suite's name in the seeds: evaluation draws other numbers
 

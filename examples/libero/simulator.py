@@ -11,6 +11,7 @@ import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from xml.etree import ElementTree
 
 import mujoco
@@ -31,6 +32,23 @@ _PLACEMENTS_TRIED = 100
 _NOISES = ("motion_blur", "gaussian_blur", "zoom_blur", "fog", "glass_blur")  # by LIBERO-plus's numbers
 _GRID = 7  # points along an edge of a collision shape's box
 _HIDDEN_GROUP = 5  # which robosuite does not draw
+WELL_INSIDE = 0.4  # of the range of a joint in which its predicate holds
+
+
+@dataclass(frozen=True)
+class Joint:
+    """A drawer's, a door's or a knob's, and what moves with it."""
+
+    slides: bool
+    """Along ``axis``; else it turns about it."""
+    axis: np.ndarray
+    """(3,) in the world."""
+    anchor: np.ndarray
+    """(3,) in the world, a point of the axis."""
+    missing: float
+    """m or rad along or about the axis until what is wanted holds, with something to spare."""
+    points: np.ndarray
+    """(N, 3) in the world, on the collision shapes of what moves."""
 
 
 class LiberoEnv:
@@ -202,8 +220,32 @@ class LiberoEnv:
     def collision_points(self, thing: str) -> np.ndarray:
         """Points (N, 3) in the world on an object's or a fixture's collision shapes: a mesh's vertices, a grid on
         everything else's box."""
+        return self._points_below(self._body(thing))
+
+    def joint(self, part: str, change: str) -> Joint:
+        """What opens a drawer (``part``: the region inside it) or a door, or turns a knob (``part``: the fixture).
+
+        ``change`` is the predicate that should come to hold: open, close, turnon or turnoff. Raises ``ValueError``
+        where nothing of ``part`` moves.
+        """
+        owner = self._env.get_object(self.task.problem.regions.get(part, part))
+        names = self._env.object_sites_dict[part].joints if part in self._env.object_sites_dict else owner.joints
+        if not names:
+            raise ValueError(f"{self.task.name}: nothing of {part} moves")
         model, data = self._sim.model._model, self._sim.data._data
-        inside = {self._body(thing)}
+        number = self._sim.model.joint_name2id(names[0])
+        near, far = sorted(owner.object_properties["articulation"][f"default_{change}_ranges"], key=abs)
+        return Joint(
+            slides=model.jnt_type[number] == mujoco.mjtJoint.mjJNT_SLIDE,
+            axis=data.xaxis[number].copy(),
+            anchor=data.xanchor[number].copy(),
+            missing=near + WELL_INSIDE * (far - near) - float(data.qpos[model.jnt_qposadr[number]]),
+            points=self._points_below(int(model.jnt_bodyid[number])),
+        )
+
+    def _points_below(self, root: int) -> np.ndarray:
+        model, data = self._sim.model._model, self._sim.data._data
+        inside = {root}
         for body in range(model.nbody):  # parents come before their children
             if model.body_parentid[body] in inside:
                 inside.add(body)
@@ -225,6 +267,11 @@ class LiberoEnv:
     def region_position(self, region: str) -> np.ndarray:
         """Centre (3,) in the world of a place that the goal file names."""
         return self._sim.data.get_site_xpos(region).copy()
+
+    def region_extent(self, region: str) -> np.ndarray:
+        """Half extents (3,) along the world's axes of the box around such a place."""
+        size = self._sim.model.site_size[self._sim.model.site_name2id(region)]
+        return np.abs(self._sim.data.get_site_xmat(region)) @ size
 
     # -- cameras, by name ----------------------------------------------------------------------------------------------
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from examples.errors import SimulatorError
 from examples.libero import expert
 from examples.libero.environment import ROOT, VENV
-from examples.libero.expert import check_goal, gripper_down, inability, named_goal, rim_grasps, top_grasps
+from examples.libero.expert import check_goal, inability, missing_parts, named_goal
+from examples.libero.grasps import GRASPS, MAX_WIDTH, gripper_down, gripper_towards, rim_grasps, top_grasps
 from examples.libero.results import read_results
 from examples.libero.tasks import LiberoTask
 from tests.libero.test_libero_language import make_tasks
@@ -65,10 +66,33 @@ def test_it_understands_its_task_another_task_and_a_sequence(tasks):
         named_goal(tasks[0], "sing")
 
 
-def test_a_task_that_takes_more_than_picking_and_placing_is_refused_by_name(tasks):
+def test_a_task_that_takes_more_than_its_skills_is_refused_by_name(tasks):
     assert inability(tasks[0], tasks[0].problem.goal) is None
     with pytest.raises(SimulatorError, match="open_the_cabinet: the expert cannot do open cabinet_1_shelf; leave it"):
         check_goal(tasks[2], tasks[2].problem.goal)
+
+
+class Scene:
+    """A scene of which it is known what holds."""
+
+    def __init__(self, task: LiberoTask, *holding: tuple[str, ...]) -> None:
+        self.task, self.holding = task, holding
+
+    def holds(self, goal: list[tuple[str, ...]]) -> bool:
+        return all(predicate in self.holding for predicate in goal)
+
+
+def test_a_drawer_is_opened_before_something_is_put_in_and_closed_after_that(tmp_path):
+    things = "bowl_1 - bowl"
+    (task,) = make_tasks(tmp_path, tidy=(things, "(Close cabinet_1_top_region) (In bowl_1 cabinet_1_top_region)"))
+    task.bddl_file.write_text(task.bddl_file.read_text().replace("shelf", "top_region"))
+    goal = task.problem.goal
+    shut, within, opened = goal[0], goal[1], ("open", "cabinet_1_top_region")
+    assert missing_parts(Scene(task, shut), goal) == [opened, within]
+    assert missing_parts(Scene(task, opened), goal) == [within, shut]
+    assert missing_parts(Scene(task, opened, within), goal) == [shut]
+    assert missing_parts(Scene(task, shut, within), goal) == []
+    assert inability(task, goal) is None
 
 
 # -- grasps -----------------------------------------------------------------------------------------------------------
@@ -104,9 +128,42 @@ def test_a_wall_beside_the_rim_moves_the_grasp_to_another_side():
 def test_the_next_attempt_grasps_elsewhere():
     grasps = rim_grasps(ring(0.06, 0.05), NOTHING, np.zeros(3))
     places = np.array([grasp.world_from_ee[:3, 3] for grasp in grasps])
-    assert len(grasps) == expert.ATTEMPTS
+    assert len(grasps) == GRASPS
     gaps = np.linalg.norm(places[:, None] - places[None], axis=-1) + np.eye(len(places))
     assert gaps.min() > 0.02
+
+
+def test_what_is_too_wide_to_hold_is_held_by_what_stands_up_in_its_middle():
+    pot = np.concatenate(
+        [box((0.09, 0.09, 0.13), centre=(0.0, 0.0, 0.065)), box((0.01, 0.012, 0.03), centre=(0.01, 0.0, 0.145))]
+    )
+    at = top_grasps(pot, NOTHING, np.zeros(3))[0].world_from_ee[:3, 3]
+    np.testing.assert_allclose(at[:2], [0.01, 0.0], atol=1e-9)
+    assert 0.13 < at[2] < 0.16
+    narrow = top_grasps(box((MAX_WIDTH - 0.001, 0.2, 0.1)), NOTHING, np.zeros(3))[0].world_from_ee[:3, 3]
+    np.testing.assert_allclose(narrow[:2], [0.0, 0.0], atol=1e-9)
+
+
+def test_where_the_hand_has_no_room_it_does_not_lie_across():
+    bowl, across = ring(0.06, 0.05), np.array([0.0, 1.0])
+    closing = rim_grasps(bowl, NOTHING, np.zeros(3), narrow=across)[0].world_from_ee[:2, 0]
+    assert abs(closing @ across) < 0.2
+
+
+angles = st.floats(-np.pi, np.pi)
+
+
+@given(angles, st.floats(-1.4, 1.4), angles)
+def test_a_gripper_points_where_it_is_told_in_the_sense_that_is_the_smaller_turn(heading, pitch, roll):
+    approach = np.array([np.cos(pitch) * np.cos(heading), np.cos(pitch) * np.sin(heading), np.sin(pitch)])
+    closing = np.cross(approach, [0.0, 0.0, 1.0])
+    now = gripper_down(np.zeros(3), np.array([np.cos(roll), np.sin(roll)]))
+    pose = gripper_towards(np.ones(3), approach, closing, now)
+    np.testing.assert_allclose(pose[:3, :3] @ pose[:3, :3].T, np.eye(3), atol=1e-9)
+    np.testing.assert_allclose(pose[:3, 2], approach, atol=1e-9)
+    assert np.linalg.det(pose[:3, :3]) == pytest.approx(1.0) and abs(pose[:3, 0] @ closing) > 0
+    other = pose[:3, :3] @ np.diag([-1.0, -1.0, 1.0])
+    assert np.trace(pose[:3, :3].T @ now[:3, :3]) >= np.trace(other.T @ now[:3, :3])
 
 
 @given(st.floats(0, 2 * np.pi))
@@ -146,3 +203,16 @@ def test_the_expert_and_its_recorded_demonstration_succeed_and_chance_fails(tmp_
     assert "libero_object: 1/1 100.0%" in done.stdout, done.stderr
     rows, record = read_results(tmp_path / "libero_object/replay.csv")
     assert list(rows) == [(1, 0)] and record["settings"]["execute_steps"] == 3
+
+
+@pytest.mark.slow
+@pytest.mark.sim
+@needs_simulator
+def test_the_expert_grasps_opens_closes_turns_and_slides(tmp_path):
+    """A task of every family: a bowl out of an open drawer; a drawer opened and a bowl put in, a plate drawn over the
+    table, a stove turned on; a bowl put into a drawer that is closed then."""
+    for suite, tasks in (("libero_spatial", "4"), ("libero_goal", "3,5,7"), ("libero_10", "3")):
+        given = ("--policy", "expert", "--suites", suite, "--task_ids", tasks, "--num_trials_per_task", "1")
+        done = evaluate(*given, "--num_workers", "2", "--save_root", tmp_path)
+        count = len(tasks.split(","))
+        assert f"{suite}: {count}/{count} 100.0%" in done.stdout, done.stdout + done.stderr

@@ -37,7 +37,7 @@ MODES = {
     "lora": {"vlm_finetune_mode": "lora", "use_gradient_checkpointing": True},
     "full": {"vlm_finetune_mode": "full", "vlm_lr": 3e-5, "ema_enabled": True, "ema_start": 2},
 }
-FIRST, LAST = 20, 23  # steps before a resume, and in all
+FIRST, LAST = 12, 15  # steps before a resume, and in all
 COMMON = {"save_latest_interval": 1000, "save_interval": 1000, "vlm_layer_stride": 3}  # a few blocks: ZeRO takes time
 
 
@@ -110,16 +110,15 @@ def test_every_backend_and_mode_agrees_with_one_process_and_resumes_the_others_r
         together(tmp_path, runs)
         for mode in MODES:
             agree(losses(tmp_path, f"{backend}_{mode}"), losses(tmp_path, f"alone_{mode}"), range(1, FIRST + 1))
-    for backend, own in BACKENDS.items():
+    for turn, (backend, own) in enumerate(BACKENDS.items()):
         runs = []
-        for origin in BACKENDS:
-            for mode, fields in MODES.items():
-                name = f"{origin}_then_{backend}_{mode}"
-                shutil.copytree(tmp_path / "ckpt" / f"{origin}_{mode}", tmp_path / "ckpt" / name)
-                runs.append((name, {"max_iterations": LAST, "resume": True, **fields, **own}))
+        for mode, origin in zip(MODES, [*BACKENDS][turn:] + [*BACKENDS][:turn], strict=True):  # each pair in one mode
+            name = f"{origin}_then_{backend}_{mode}"
+            shutil.copytree(tmp_path / "ckpt" / f"{origin}_{mode}", tmp_path / "ckpt" / name)
+            runs.append((name, {"max_iterations": LAST, "resume": True, **MODES[mode], **own}))
         together(tmp_path, runs)
         said = (tmp_path / "said.txt").read_text()
-        assert said.count("warning: the optimizer starts fresh") == (len(BACKENDS) - 1) * len(MODES)
+        assert said.count("warning: the optimizer starts fresh") == len(BACKENDS) - 1
         for name, _ in runs:
             origin, mode = name.split("_then_")[0], name.split("_")[-1]
             expected = losses(tmp_path, f"{'alone' if origin == backend else 'fresh'}_{mode}")
