@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
@@ -74,3 +75,37 @@ def test_packages_import_no_script_benchmark_or_test():
     for package in (*LOWER, "examples"):
         for path in (ROOT / package).rglob("*.py"):
             assert not found.search(path.read_text(encoding="utf-8")), path
+
+
+def test_what_is_imported_from_another_file_is_there_also_from_inside_functions():
+    """An import inside a function is run by few tests, and some need a simulator."""
+    trees = {
+        path: ast.parse(path.read_text(encoding="utf-8"))
+        for name in (*LOWER, "examples")
+        for path in (ROOT / name).rglob("*.py")
+    }
+    missing = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {node.module} has no {alias.name}"
+        for path, tree in trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in (*LOWER, "examples")
+        for alias in node.names
+        if not _is_there(node.module, alias.name, trees)
+    ]
+    assert missing == []
+
+
+def _is_there(module: str, name: str, trees: dict[Path, ast.Module]) -> bool:
+    folder = ROOT.joinpath(*module.split("."))
+    if (folder / name).is_dir() or (folder / f"{name}.py").is_file():
+        return True
+    tree = trees[folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")]
+    bound = (
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Name, ast.alias, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+    )
+    return any(
+        name == (node.id if isinstance(node, ast.Name) else getattr(node, "asname", None) or node.name)
+        for node in bound
+    )

@@ -146,10 +146,9 @@ def _load(settings: PolicySettings) -> tuple[Any, dict[str, Any]]:
 def _read(settings: PolicySettings) -> tuple[dict[str, Any], dict[str, Any]]:
     """The contract and the description of a checkpoint, from the configuration beside it."""
     _import_torch()
-    from apt.checkpoint import CheckpointError, read_config
+    from apt.checkpoint import CheckpointError, checkpoint_sha256, read_config
     from apt.configs import train_config_from_dict
     from apt.infer.contract import ObservationContract
-    from apt.infer.remote_service import checkpoint_sha256
     from apt.model.objectives.registry import make_objective
 
     path = settings.ckpt
