@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from apt.infer.openpi_profile import ProfileReader
 from apt.infer.serving import ServedPolicy
 from data_utils.cli import CommandLineError, parse
 
@@ -43,6 +44,8 @@ class OpenpiServiceConfig(ServedPolicy):
     """0: any free one."""
     ensemble: int = 0
     """Trajectories that are blended into the returned one; 0: none. Wants the true times of frames."""
+    profile: str | None = None
+    """What observations are, where not frames of this library: libero:SCENE, or a YAML file (docs/integrations.md)."""
     queries_per_s: float | None = None
     """How often clients ask that do not say when: their frames are this far apart. By default the time that passes."""
     api_key_file: Path | None = None
@@ -84,6 +87,7 @@ def serve(config: OpenpiServiceConfig) -> int:
     config = config.named()
     _check_arguments(config)
     config.check()
+    profile = None if config.profile is None else ProfileReader(config.profile)
     key, context = _api_key(config.api_key_file), _tls(config)
     try:
         import msgpack  # noqa: F401
@@ -95,7 +99,7 @@ def serve(config: OpenpiServiceConfig) -> int:
     config.check_model()
     planner, checkpoint = config.load()
     service = PolicyService(planner, checkpoint, "openpi", list)
-    asyncio.run(OpenpiServer(service, config, key).run(context))
+    asyncio.run(OpenpiServer(service, config, key, profile).run(context))
     return 0
 
 
@@ -104,11 +108,17 @@ class OpenpiServer:
 
     Args:
         key: that clients must bring; None: all may ask.
+        profile: what observations are; None: frames.
+    Raises:
+        CommandLineError: a clock or a profile that does not suit the policy.
     """
 
-    def __init__(self, service: PolicyService, config: OpenpiServiceConfig, key: str | None) -> None:
-        self._service, self._config, self._key = service, config, key
-        self._clock_step = _clock_step(config, service)
+    def __init__(
+        self, service: PolicyService, config: OpenpiServiceConfig, key: str | None, profile: ProfileReader | None = None
+    ) -> None:
+        self._service, self._config, self._key, self._profile = service, config, key, profile
+        self._clock_step = _clock_step(config, service, profile)
+        _check_suits(service, profile)
         self._connections = 0
         self._threads = ThreadPoolExecutor(config.max_connections, "openpi")
         self.port: int | None = None
@@ -181,7 +191,9 @@ class OpenpiServer:
         loop = asyncio.get_running_loop()
         self._connections += 1
         try:
-            session = await loop.run_in_executor(self._threads, OpenpiSession, self._service, self._clock_step)
+            session = await loop.run_in_executor(
+                self._threads, OpenpiSession, self._service, self._clock_step, self._profile
+            )
             await connection.send(pack(session.metadata()))
             async for message in connection:
                 await connection.send(await loop.run_in_executor(self._threads, _answer, session, message))
@@ -203,7 +215,7 @@ def _answer(session, message: bytes | str) -> bytes | str:
         return str(error)
 
 
-def _clock_step(config: OpenpiServiceConfig, service: PolicyService) -> float | None:
+def _clock_step(config: OpenpiServiceConfig, service: PolicyService, profile: ProfileReader | None) -> float | None:
     """Between two observations that do not say when, in the policy's unit; None: the time that passes. Raises
     ``CommandLineError``: the policy counts control steps, which pass in no time that is known here."""
     contract = service.contract(service.planner)
@@ -211,7 +223,24 @@ def _clock_step(config: OpenpiServiceConfig, service: PolicyService) -> float | 
         return None if config.queries_per_s is None else 1.0 / config.queries_per_s
     if config.queries_per_s is not None:
         raise CommandLineError("--queries-per-s is of policies that count seconds; this one counts control steps")
-    return contract.time_step
+    steps = None if profile is None else profile.profile.control_steps_per_query
+    return contract.time_step if steps is None else float(steps)
+
+
+def _check_suits(service: PolicyService, profile: ProfileReader | None) -> None:
+    """Raises ``CommandLineError`` where a profile lacks what the policy looks at, or wants what that cannot say."""
+    if profile is None:
+        return
+    contract, told = service.contract(service.planner), profile.profile
+    if missing := [name for name in contract.config.cameras if name not in told.cameras]:
+        raise CommandLineError(
+            f"--profile {profile.name} has no camera {missing[0]}, which the policy looks at; it has "
+            f"{', '.join(told.cameras)}: name the policy's cameras in the profile"
+        )
+    if told.actions.kind == "deltas" and contract.time_unit != "control steps":
+        raise CommandLineError(
+            f"--profile {profile.name} answers with a row per control step; the policy counts seconds"
+        )
 
 
 def _check_arguments(config: OpenpiServiceConfig) -> None:

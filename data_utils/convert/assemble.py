@@ -35,7 +35,7 @@ def assemble(
     evaluate = Evaluator(recording, calibration, mapping_file)
     for rule in mapping.keep:
         _check_kept(rule, recording, evaluate)
-    arms = [_Arm(arm, index, evaluate, recording.length) for index, arm in enumerate(mapping.arms)]
+    arms = [ArmTrack(arm, index, evaluate, recording.length) for index, arm in enumerate(mapping.arms)]
     by_name = {arm.name: pose.world_from_ee for arm, pose in zip(mapping.arms, arms, strict=True)}
     desired = mapping.arms[0].desired is not None
     times = _times(mapping, recording, evaluate)
@@ -49,7 +49,7 @@ def assemble(
         gripper=np.stack([arm.gripper for arm in arms], axis=1),
         prompts=_prompts(mapping, recording, evaluate),
         cameras={
-            name: _camera(f"cameras.{name}", camera, recording, evaluate, by_name)
+            name: camera_data(f"cameras.{name}", camera, recording, evaluate, by_name)
             for name, camera in mapping.cameras.items()
         },
         world_from_ee_desired=np.stack([arm.desired_pose for arm in arms], axis=1) if desired else None,
@@ -141,7 +141,7 @@ def _times(mapping: Mapping, recording: Recording, evaluate: Evaluator) -> np.nd
     return times
 
 
-class _Arm:
+class ArmTrack:
     """Poses (T, 4, 4) and openness (T,) of one end-effector, and those it was told."""
 
     def __init__(self, arm: Arm, index: int, evaluate: Evaluator, length: int) -> None:
@@ -168,9 +168,11 @@ class _Arm:
         return self._evaluate.openness(source.gripper, f"{where}.gripper")
 
 
-def _camera(
+def camera_data(
     where: str, camera: Camera, recording: Recording, evaluate: Evaluator, arms: dict[str, np.ndarray]
 ) -> CameraData:
+    """Frames and calibration of a camera, which messages call ``where``; ``arms`` are poses (T, 4, 4) ``world_from_ee``
+    by name. Raises ``DataError``."""
     evaluate.require(camera.frames, f"{where}.frames")
     if camera.world_from_cam is not None:
         poses = _in_world(where, camera, evaluate, "world_from_cam")
