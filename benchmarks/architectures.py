@@ -132,7 +132,8 @@ class Contender:
             self.costs.steps[name] = make_objective(name, flow_steps=self.model.expert.flow_steps).inference_timesteps
 
     def _query(self, steps: int) -> dict[str, float]:
-        return self._policy.infer(self._observation, self._policy.generator(0), steps=steps)[1]
+        request = self._policy.request(self._observation, self._policy.generator(0), steps=steps)
+        return self._policy.infer([request])[1]
 
     def count_query(self) -> None:
         """Eagerly: the counter does not see what compiled code does."""

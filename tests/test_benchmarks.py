@@ -13,6 +13,7 @@ from examples.libero.environment import ROOT, VENV
 #: script -> its smallest run, and what the table that it prints must have
 SMALLEST = {
     "architectures": ("--vlm tiny --bs 1 --repeat 1 --steps 1 --device cpu", r"token_insertion \|.*x apt"),
+    "batching": ("--sessions 1 2 --queries 1 --steps 1 --device cpu", r"\| 2 \| [\d.]+ \| [\d.]+ \| [\d.]+ \|"),
     "convert": ("--baseline HEAD --episodes 2 --frames 20 --repeats 1", r"these files \| \d"),
     "denoise": ("--no-compile --repeats 1 --steps 1 --queries 1 --device cpu", r"eager, 10 steps +\d"),
     "libero_overhead": ("--steps 20 --repeats 1 --image-size 64", r"ratio \d"),

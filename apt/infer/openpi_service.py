@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 KEY_SCHEME = "Api-Key "
 _FINISH_S = 7.0  # that queries in flight have when the service is told to stop
+_OPENING_S = 30.0  # that a client has to become a websocket, also on a busy machine
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,7 @@ class OpenpiServer:
                 max_size=int(config.max_message_mb * 1e6),
                 max_queue=2,
                 process_request=self._judge_request,
+                open_timeout=_OPENING_S,
                 close_timeout=_FINISH_S,
             )
         except OSError as error:

@@ -13,12 +13,14 @@ import cv2
 import numpy as np
 import torch
 
+from apt.infer.batching import Request
 from apt.infer.frame_window import FrameWindow
 from apt.infer.plan import Plan, Timing
 from apt.infer.policy import Policy
 from apt.infer.query import Query, collator
 from apt.infer.realtime_chunking import Chunk, RealTimeChunking
 from apt.infer.settings import PlannerSettings, data_config, planner_settings
+from apt.infer.turns import FairLock
 from apt.infer.warming import warm_up
 from data_utils.config import DataConfig
 from data_utils.prompts import check_prompt
@@ -32,7 +34,7 @@ class TrajPlanner:
 
     Thread-safe: one thread may add frames while another asks for actions. Frames go through the same code as training
     samples (:func:`data_utils.samples.observation.make_sample`). Sessions on one policy (:meth:`session`) are served
-    one query at a time, in the order of asking.
+    in the order of asking, those that wait together in one pass (:mod:`apt.infer.batching`).
 
     Args:
         ckpt_path: a run's ``ckpt_*.pt``, its configuration beside it, or an exported folder.
@@ -91,6 +93,7 @@ class TrajPlanner:
 
     def _start(self, policy: Policy, settings: PlannerSettings) -> None:
         self.policy = policy
+        self._querying = FairLock()  # one query at a time: each begins with what the last one led to
         self._lock = threading.RLock()  # guards everything below
         self._settings = settings
         self._generator = policy.generator(settings.seed)
@@ -253,27 +256,35 @@ class TrajPlanner:
         self.policy.schedule(steps, sampler)  # checked before anything is changed
         self._take_in(frames, prompt)
         began = time.perf_counter()
-        # The frames are looked at when the turn has come: they would be old by then.
-        with self.policy.turn() as wait:
-            query = self._look()
-            if query is None:
+        with self._querying:
+            asked: tuple[Query, np.ndarray] | None = None
+
+            def prepare() -> Request | None:
+                # The frames are looked at when the turn has come: they would be old by then.
+                nonlocal asked
+                query = self._look()
+                if query is None:
+                    return None
+                observation, times, guide = query.prepare()
+                asked = query, times
+                return self.policy.request(
+                    observation, self._generator, int(sample_num), steps, sampler, guide, query.collate.pad_id
+                )
+
+            answer = self.policy.ask(self, prepare)
+            if answer is None:
                 return None
-            preparing = time.perf_counter()
-            observation, times, guide = query.prepare()
-            prepared = time.perf_counter()
-            states, seconds = self.policy.infer(
-                observation, self._generator, int(sample_num), steps, sampler, guide
-            )  # (S, Ta, Nee, 17)
-            poses, grippers = self._finish(query, states, times)
+            query, times = asked
+            poses, grippers = self._finish(query, answer.states, times)
         image = draw_plan(query.window.newest.cameras, poses, grippers) if draw_traj else None
         if image is not None and compress_traj_img:
             image = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
         timing = Timing(
-            wait=wait,
-            preprocess=prepared - preparing + seconds["transfer"],
-            vlm=seconds["vlm"],
-            prefix=seconds["prefix"],
-            denoise=seconds["denoise"],
+            wait=answer.wait,
+            preprocess=answer.prepare + answer.seconds["transfer"],
+            vlm=answer.seconds["vlm"],
+            prefix=answer.seconds["prefix"],
+            denoise=answer.seconds["denoise"],
             total=time.perf_counter() - began,
         )
         self.last_timing = timing

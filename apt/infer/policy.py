@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from apt.configs import TrainConfig
+from apt.infer.batching import Answer, QueryQueue, Request, join
 from apt.infer.loading import load_policy, merge_adapters
 from apt.infer.stages import GraphedStages, Stages, check_compile_mode
-from apt.infer.turns import FairLock
 from apt.model.action_scale import ACTION_DIM
 from apt.model.compilation import pad_multiple
 from apt.model.encoders.prompts import PromptTokenizer
@@ -23,6 +23,8 @@ from apt.model.experts.context import SamplingRun
 from apt.model.objectives.base import Guide, Schedule
 from apt.model.vla import VLA
 from data_utils.types import Observation
+
+MAX_BATCH = 16  # queries in a pass, unless told otherwise; compiled, each size costs minutes
 
 
 def pick_device(device: str | torch.device | None = None) -> torch.device:
@@ -69,7 +71,7 @@ class Policy:
         self._stages = GraphedStages(model) if compile == "graphs" else Stages(model, compiled=compile == "compile")
         self._runs: dict[tuple[int, str], SamplingRun] = {}
         self._tokenizers: dict[tuple[int, int], PromptTokenizer] = {}
-        self._turns = FairLock()
+        self.set_batching()
         self._setup = threading.Lock()  # guards the tokenizers
 
     @classmethod
@@ -107,14 +109,18 @@ class Policy:
         """A source of diffusion noise for one session."""
         return torch.Generator(self.device).manual_seed(seed)
 
-    @contextlib.contextmanager
-    def turn(self) -> Iterator[float]:
-        """One query at a time, first come, first served; gives the seconds waited."""
-        asked = time.perf_counter()
-        with self._turns:
-            yield time.perf_counter() - asked
+    def set_batching(self, max_batch: int | None = None, max_wait: float = 0.0) -> None:
+        """How many queries share a pass at most (None: 16, compiled 1), and how long (s) one waits for others; see
+        :class:`apt.infer.batching.QueryQueue`. Before the first query. Raises ``ValueError``."""
+        if max_batch is None:
+            max_batch = MAX_BATCH if self.compile == "none" else 1
+        self.queue = QueryQueue(self.infer, max_batch, max_wait)
 
-    def infer(
+    def ask(self, session: object, prepare: Callable[[], Request | None]) -> Answer | None:
+        """A query of a session, in its turn and perhaps with others; see :meth:`apt.infer.batching.QueryQueue.ask`."""
+        return self.queue.ask(session, prepare)
+
+    def request(
         self,
         observation: Observation,
         generator: torch.Generator,
@@ -122,33 +128,45 @@ class Policy:
         steps: int | None = None,
         sampler: str | None = None,
         guide: Guide | None = None,
-    ) -> tuple[np.ndarray, dict[str, float]]:
-        """Sample trajectories for one observation. Call it in one's :meth:`turn`.
+        pad_id: int = 0,
+    ) -> Request:
+        """What :meth:`infer` answers.
 
         Args:
-            observation: of batch size 1, on any device.
+            observation: of batch size 1, on the CPU.
             generator: from :meth:`generator`.
             samples: S.
             steps, sampler: see :meth:`apt.model.objectives.base.Objective.schedule`.
             guide: actions to draw the samples towards.
-        Returns:
-            states (S, Ta, Nee, 17) in the world frame, float64, and the seconds of ``transfer``, ``vlm``, ``prefix``
-            and ``denoise``.
+            pad_id: token for padding the prompt, where another one is longer.
         """
-        model = self.model
+        shape = (samples, observation.valid_ee.shape[1], self.model.config.num_future, ACTION_DIM)
+        noise = torch.randn(shape, device=self.device, generator=generator)
+        run = (len(self.schedule(steps, sampler)), self.samplers[0] if sampler is None else sampler)
+        return Request(observation, noise, run, pad_id, guide)
+
+    def infer(self, requests: Sequence[Request]) -> tuple[list[np.ndarray], dict[str, float]]:
+        """Sample trajectories for requests of one kind, in one pass. Call it by :meth:`ask`, or where nobody else does.
+
+        Returns:
+            for each, states (S, Ta, Nee, 17) in the world frame, float64; and the seconds of ``transfer``, ``vlm``,
+            ``prefix`` and ``denoise``.
+        """
         clock = _Clock(self.device)
         autocast = torch.autocast("cuda", dtype=torch.bfloat16) if self._half else contextlib.nullcontext()
+        count, samples = len(requests), len(requests[0].noise)
+        if self.compile != "none":  # each size of a batch compiles once: 1, 2, 4, 8 ...
+            requests = [*requests, *[requests[-1]] * ((1 << (count - 1).bit_length()) - count)]
         with torch.no_grad(), autocast:
-            run = self._sampling_run(steps, sampler)
+            run = self._sampling_run(*requests[0].run)
+            observation, noise, guide = join(requests, self.pad_multiple)
             observation = observation.to(self.device)
             if guide is not None:
                 guide = Guide(guide.target.to(self.device), guide.weight.to(self.device))
-            shape = (samples, observation.valid_ee.shape[1], model.config.num_future, ACTION_DIM)
-            noise = torch.randn(shape, device=self.device, generator=generator)
             clock.mark("transfer")
             states = self._stages.run(observation, noise, run, guide, clock.mark)
         states = states.double().cpu().numpy()  # waits for the device
-        return states, clock.seconds()
+        return np.split(states[: count * samples], count), clock.seconds()
 
     @property
     def samplers(self) -> tuple[str, ...]:
@@ -159,10 +177,10 @@ class Policy:
         """See :meth:`apt.model.objectives.base.Objective.schedule`. Raises ``ValueError``."""
         return self.model.expert.objective.schedule(steps, sampler)
 
-    def _sampling_run(self, steps: int | None, sampler: str | None) -> SamplingRun:
-        key = (len(self.schedule(steps, sampler)), self.samplers[0] if sampler is None else sampler)
+    def _sampling_run(self, steps: int, sampler: str) -> SamplingRun:
+        key = (steps, sampler)
         if key not in self._runs:
-            self._runs[key] = self.model.expert.sampling_run(*key)
+            self._runs[key] = self.model.expert.sampling_run(steps, sampler)
         return self._runs[key]
 
 

@@ -38,6 +38,10 @@ class ServedPolicy:
     """ddim, or dpm for few steps (8 to 10); of flow matching euler. By default the policy's own."""
     seed: int = 0
     """Of each session's noise."""
+    max_batch: int | None = None
+    """Clients' queries that share a pass of the policy at most; by default 16, with --compile 1: each size compiles."""
+    max_wait_ms: float = 5.0
+    """How long a pass waits for others that asked within the last two seconds; a lone client never waits."""
 
     def named(self):
         """With a run's name made its checkpoint."""
@@ -55,6 +59,8 @@ class ServedPolicy:
             raise CommandLineError(f"--port is {self.port}; wanted 0 to 65535")
         if self.ensemble < 0:
             raise CommandLineError(f"--ensemble is {self.ensemble}; wanted 0 (off) or more")
+        if (self.max_batch is not None and self.max_batch < 1) or not self.max_wait_ms >= 0:
+            raise CommandLineError("--max-batch wants 1 or more, --max-wait-ms 0 or more")
 
     def check_model(self) -> None:
         """What needs torch to know, and no weights. Raises ``ValueError``: a device or a way of compiling that is not
@@ -92,6 +98,7 @@ class ServedPolicy:
                 sampler=self.sampler,
                 compile=self.compile,
             )
+            planner.policy.set_batching(self.max_batch, 1e-3 * self.max_wait_ms)
             planner.warm_up()
             name = f"{self.ckpt.resolve().parent.name}/{self.ckpt.name}"
             return planner, Checkpoint(name, digest.result(), self.ema)

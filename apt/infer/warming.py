@@ -32,6 +32,8 @@ def warm_up(
     first = -(-shortest.input_ids.shape[1] // bucket)
     last = first if bucket == 1 else -(-(shortest.input_ids.shape[1] + prompt_tokens) // bucket)
     generator = policy.generator(0)
+    # Eager, a batch of any size finds all that one did.
+    sizes = [1] if policy.compile == "none" else [1 << n for n in range((policy.queue.max_batch - 1).bit_length() + 1)]
     for number in range(first, last + 1):
         observation = collator(policy, config, number * bucket)([sample]).observation
         guides = [None]
@@ -40,5 +42,7 @@ def warm_up(
             rest = Chunk(times, np.repeat(sample.history[-1:], len(times), axis=0))
             guides.append(guide_from_chunk(RealTimeChunking(0.0), rest, times, 0.0, observation))
         for guide in guides:
-            with policy.turn():
-                policy.infer(observation, generator, sample_num, steps, sampler, guide)
+            request = policy.request(observation, generator, sample_num, steps, sampler, guide)
+            with policy.queue.turns:
+                for count in sizes:
+                    policy.infer([request] * count)

@@ -57,7 +57,7 @@ def test_padding_to_a_bucket_changes_no_plan(eager):
     states = []
     for multiple in (1, PROMPT_BUCKET, 4 * PROMPT_BUCKET):
         observation = Collator(tokenize, tokenize.pad_id, 2, 1, multiple)([sample]).observation
-        states.append(policy.infer(observation, policy.generator(0), steps=2)[0])
+        states.append(policy.infer([policy.request(observation, policy.generator(0), steps=2)])[0][0])
         assert observation.input_ids.shape[1] % multiple == 0
     for padded in states[1:]:
         np.testing.assert_allclose(padded, states[0], atol=1e-5)
