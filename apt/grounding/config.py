@@ -38,7 +38,7 @@ class GroundingConfig:
     """Share of the steps in which the rate rises; from there it falls as a cosine."""
     all_cameras: float = 0.9
     """Share of the sequences about all pictures, as a policy shows them; the others are about one."""
-    looking_layer: int = 2
+    looking_layer: int = 1
     """Decoder layer that is told to look from a name to what is named; places are known from there on."""
     seed: int = 0
     threads: int | None = None

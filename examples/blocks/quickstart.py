@@ -27,7 +27,7 @@ from examples.blocks.shipped import POLICY
 
 WORLD = Path(__file__).with_name("corner.yaml")
 SPLITS = ("SO", "UO")
-FINETUNING = ("--max_lr", "5e-4", "--num_warmup", "20", "--eval_every", "150")
+FINETUNING = ("--max_lr", "2e-4", "--num_warmup", "20", "--eval_every", "150")
 FROM_SCRATCH = ("--num_warmup", "20")
 
 

@@ -20,7 +20,7 @@ from examples.blocks.evaluate import closing_line
 from examples.blocks.recipe import Recipe, Steps, in_one_line
 from examples.blocks.world import load_world
 
-TUNING = ("--vlm-mode", "full", "--vlm-lr", "5e-4", "--max_lr", "5e-4", "--num_warmup", "50")
+TUNING = ("--vlm-mode", "full", "--vlm-lr", "3e-4", "--max_lr", "3e-4", "--num_warmup", "50")
 COMPILERS = ("g++", "clang++")  # one of which torch.compile wants
 
 
@@ -34,7 +34,7 @@ class TrainBlocksConfig:
     """Training steps of stage 0, the VA prior."""
     vla_iter: int = 1500
     """Training steps of stage 1, the VLA, its VLM frozen."""
-    tune_iter: int = 4000
+    tune_iter: int = 5500
     """Further steps in which the VLM trains too."""
     trials: int = 100
     """Episodes in closed loop, of each split."""

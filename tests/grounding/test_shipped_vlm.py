@@ -31,7 +31,7 @@ def test_it_says_where_named_things_are_on_scenes_of_another_seed(tmp_path):
     scenes = SceneSet([part])
     tokenizer = hub.load_tokenizer(str(FOLDER))
     model = GroundingModel(
-        hub.load_model(str(FOLDER), torch.float32), IMAGE_STATISTICS, 40, 2, BINS, looking_layer=2
+        hub.load_model(str(FOLDER), torch.float32), IMAGE_STATISTICS, 40, 2, BINS, looking_layer=1
     ).eval()
     sampler = DialogueSampler(scenes, tokenizer, 64, BINS)
     maker = BatchMaker(scenes, sampler, scenes.names(), 8, tokenizer.pad_token_id, model.model.config.image_token_id)
