@@ -153,9 +153,9 @@ def _can(problem: Problem, predicate: Predicate) -> bool:
         return False
     place = places[0]
     owner = problem.regions.get(place, place)
-    if place in problem.objects or is_table(problem, owner) or is_drawer(problem, place):
+    if place in problem.objects or is_drawer(problem, place):
         return True
-    return owner != place and place.removeprefix(f"{owner}_") in PLACES
+    return owner != place and (is_table(problem, owner) or place.removeprefix(f"{owner}_") in PLACES)
 
 
 def _slides(problem: Problem, predicate: Predicate) -> bool:
