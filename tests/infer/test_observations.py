@@ -68,8 +68,8 @@ def served_and_recorded(request, tmp_path_factory):
     policy = tiny_policy(num_history=rules.num_history, num_future=rules.num_future)
     planner = TrajPlanner.of_policy(policy, config=rules, steps=1)
     asked = []
-    infer = policy.infer
-    policy.infer = lambda observation, *rest: asked.append(observation) or infer(observation, *rest)
+    request = policy.request
+    policy.request = lambda observation, *rest: asked.append(observation) or request(observation, *rest)
 
     now = 12
     recorded = dataset.sample(0, np.random.default_rng(0), now)
