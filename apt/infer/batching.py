@@ -92,8 +92,6 @@ class Answer:
     """s that it took to make the request."""
     seconds: dict[str, float]
     """Of the pass, by stage."""
-    together: int
-    """How many requests shared the pass."""
 
 
 @dataclass
@@ -191,22 +189,22 @@ class QueryQueue:
             else:
                 kinds.setdefault(request.kind, []).append((ticket, request, time.perf_counter() - began))
         for group in kinds.values():
-            try:
-                self._run(group)
-            except Exception as error:
-                if len(group) == 1:
-                    group[0][0].error, group[0][0].done = error, True
-                    continue
-                for one in group:  # what is wrong with one must not be another's
-                    try:
-                        self._run([one])
-                    except Exception as own:
-                        one[0].error, one[0].done = own, True
+            self._answer(group)
+
+    def _answer(self, group: list[tuple[_Ticket, Request, float]]) -> None:
+        try:
+            self._run(group)
+        except Exception as error:  # raised where it asked
+            if len(group) > 1:  # what is wrong with one must not be another's
+                for one in group:
+                    self._answer([one])
+            else:
+                group[0][0].error, group[0][0].done = error, True
 
     def _run(self, group: list[tuple[_Ticket, Request, float]]) -> None:
         began = time.perf_counter()
         states, seconds = self._infer([request for _, request, _ in group])
         for (ticket, _, prepare), found in zip(group, states, strict=True):
             wait = max(0.0, began - ticket.asked - prepare)
-            ticket.answer = Answer(found, wait, prepare, seconds, len(group))
+            ticket.answer = Answer(found, wait, prepare, seconds)
             ticket.done = True

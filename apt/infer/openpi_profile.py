@@ -18,7 +18,6 @@ from scipy.spatial.transform import Rotation
 from data_utils.convert.assemble import ArmTrack, camera_data
 from data_utils.convert.mapping import Arm, Camera
 from data_utils.convert.values import Evaluator
-from data_utils.geometry.resample import interpolate_poses, interpolate_values
 from data_utils.yaml_file import Wrong, YamlFile, read_yaml
 
 PROFILES = Path(__file__).parent / "openpi_profiles"
@@ -144,15 +143,6 @@ class ProfileReader:
         return np.hstack([ways, closes]).astype(np.float32)
 
 
-def control_steps(
-    now: float, times: np.ndarray, poses: np.ndarray, openness: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """A chunk's targets for the control steps that follow ``now``: poses (S, 4, 4) and openness (S,) of one arm, from
-    those (T, 4, 4) and (T,) at ``times`` (T,), in control steps."""
-    steps = np.arange(now + 1, max(np.floor(times[-1]), now + 1) + 1)
-    return interpolate_poses(times, poses, steps), interpolate_values(times, openness, steps)
-
-
 class _Seen:
     """An observation as an episode of one frame (:class:`data_utils.convert.values.Recording`)."""
 
@@ -161,6 +151,7 @@ class _Seen:
     def __init__(self, observation: Mapping[str, Any], fitted: dict[str, tuple[int, int]]) -> None:
         """``fitted``: images that were fitted between black borders, and their (width, height) before."""
         self._observation, self._fitted = observation, fitted
+        self._images: dict[str, np.ndarray] = {}
         self.columns = tuple(str(key) for key in observation)
 
     def numbers(self, column: str) -> np.ndarray:
@@ -189,20 +180,26 @@ class _Seen:
         return np.array([(width - shown[0]) // 2, (height - shown[1]) // 2], np.float64)
 
     def _image(self, column: str) -> np.ndarray:
-        """(H, W, 3) uint8; also of channels first, and of numbers from 0 to 1."""
-        image = np.asarray(self._observation[column])
-        if image.ndim == 3 and image.shape[0] == 3 and image.shape[2] != 3:
-            image = image.transpose(1, 2, 0)
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype.kind not in "uf" or 0 in image.shape:
-            what = f"{column} has shape {image.shape} and type {image.dtype}"
-            raise ValueError(f"{what}; wanted an image (H, W, 3), uint8 or from 0 to 1")
-        if image.dtype.kind == "f":
-            if not (np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1):
-                raise ValueError(f"{column} is {image.dtype} beyond 0 to 1; wanted uint8 or numbers from 0 to 1")
-            image = np.rint(image * 255)
-        elif image.dtype != np.uint8:
-            raise ValueError(f"{column} is {image.dtype}; wanted uint8")
-        return image.astype(np.uint8)
+        if column not in self._images:
+            self._images[column] = _as_rgb(column, self._observation[column])
+        return self._images[column]
+
+
+def _as_rgb(column: str, sent: Any) -> np.ndarray:
+    """(H, W, 3) uint8; also of channels first, and of numbers from 0 to 1."""
+    image = np.asarray(sent)
+    if image.ndim == 3 and image.shape[0] == 3 and image.shape[2] != 3:
+        image = image.transpose(1, 2, 0)
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype.kind not in "uf" or 0 in image.shape:
+        what = f"{column} has shape {image.shape} and type {image.dtype}"
+        raise ValueError(f"{what}; wanted an image (H, W, 3), uint8 or from 0 to 1")
+    if image.dtype.kind == "f":
+        if not (np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1):
+            raise ValueError(f"{column} is {image.dtype} beyond 0 to 1; wanted uint8 or numbers from 0 to 1")
+        return np.rint(image * 255).astype(np.uint8)
+    if image.dtype != np.uint8:
+        raise ValueError(f"{column} is {image.dtype}; wanted uint8")
+    return image
 
 
 def _find(name: str) -> tuple[Path, str | None]:

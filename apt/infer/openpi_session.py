@@ -10,8 +10,9 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from apt.infer.contract import ObservationContract
-from apt.infer.openpi_profile import ProfileReader, control_steps
+from apt.infer.openpi_profile import ProfileReader
 from apt.infer.service_session import PolicyService
+from data_utils.geometry.resample import at_control_steps
 
 ROW = "per arm: position (m, 3), rotation vector (3), openness (0 closed, 1 open), all in the frames' world"
 DELTA_ROW = (
@@ -99,7 +100,7 @@ class OpenpiSession:
         times = np.asarray(plan["times"], np.float64)
         if self._deltas is not None:
             now = frame["timestamp"]
-            steps, openness = control_steps(now, times, poses[:, 0].astype(np.float64), grippers[:, 0])
+            steps, openness = at_control_steps(now, times, poses[:, 0].astype(np.float64), grippers[:, 0])
             actions = self._deltas(frame["ee_pose"][0], steps, openness)
             poses, grippers, times = steps[:, None], openness[:, None], now + 1.0 + np.arange(len(steps))
         else:

@@ -271,7 +271,7 @@ class TrajPlanner:
                     observation, self._generator, int(sample_num), steps, sampler, guide, query.collate.pad_id
                 )
 
-            answer = self.policy.ask(self, prepare)
+            answer = self.policy.queue.ask(self, prepare)
             if answer is None:
                 return None
             query, times = asked

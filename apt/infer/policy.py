@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from apt.configs import TrainConfig
-from apt.infer.batching import Answer, QueryQueue, Request, join
+from apt.infer.batching import QueryQueue, Request, join
 from apt.infer.loading import load_policy, merge_adapters
 from apt.infer.stages import GraphedStages, Stages, check_compile_mode
 from apt.model.action_scale import ACTION_DIM
@@ -116,10 +116,6 @@ class Policy:
             max_batch = MAX_BATCH if self.compile == "none" else 1
         self.queue = QueryQueue(self.infer, max_batch, max_wait)
 
-    def ask(self, session: object, prepare: Callable[[], Request | None]) -> Answer | None:
-        """A query of a session, in its turn and perhaps with others; see :meth:`apt.infer.batching.QueryQueue.ask`."""
-        return self.queue.ask(session, prepare)
-
     def request(
         self,
         observation: Observation,
@@ -146,7 +142,7 @@ class Policy:
         return Request(observation, noise, run, pad_id, guide)
 
     def infer(self, requests: Sequence[Request]) -> tuple[list[np.ndarray], dict[str, float]]:
-        """Sample trajectories for requests of one kind, in one pass. Call it by :meth:`ask`, or where nobody else does.
+        """Sample trajectories for requests of one kind, in one pass. Call it by ``queue.ask``, or alone.
 
         Returns:
             for each, states (S, Ta, Nee, 17) in the world frame, float64; and the seconds of ``transfer``, ``vlm``,

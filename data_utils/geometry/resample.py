@@ -85,6 +85,21 @@ def interpolate_values(times: np.ndarray, values: np.ndarray, query: np.ndarray)
     return bracket.values(*bracket.ends(values))
 
 
+def at_control_steps(
+    now: float, times: np.ndarray, poses: np.ndarray, openness: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """A chunk's targets for the control steps after ``now``: the step from t to t + 1 leads to what is told for t + 1.
+
+    Args:
+        now, times: (T,), in control steps.
+        poses, openness: (T, 4, 4) and (T,) of one arm.
+    Returns:
+        (S, 4, 4) and (S,) for now + 1, now + 2, ... to the chunk's end; one at least.
+    """
+    steps = np.arange(now + 1, max(np.floor(times[-1]), now + 1) + 1)
+    return interpolate_poses(times, poses, steps), interpolate_values(times, openness, steps)
+
+
 def nearest_index(times: np.ndarray, query: np.ndarray) -> np.ndarray:
     """Index (Q,) of the recorded time nearest to each query time; of two equally near, the earlier."""
     query = np.asarray(query, np.float64)

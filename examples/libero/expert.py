@@ -88,7 +88,7 @@ class ScriptedExpert(Policy):
         self._part = next(iter(missing_parts(env, self._goal)), None)
         self._follow(() if self._part is None else skill_path(env, self._part, self._failures[self._part]))
 
-    def _follow(self, path: skills.Path, recovering: bool = False) -> None:
+    def _follow(self, path: skills.Waypoints, recovering: bool = False) -> None:
         self._waypoints, self._recovering = path, recovering
         self._index = self._steps = 0
         self._held: np.ndarray | None = None
@@ -102,7 +102,7 @@ def _target(waypoint: Waypoint, world_from_ee: np.ndarray) -> np.ndarray:
     return pose
 
 
-def skill_path(env: LiberoEnv, predicate: Predicate, attempt: int) -> skills.Path:
+def skill_path(env: LiberoEnv, predicate: Predicate, attempt: int) -> skills.Waypoints:
     """The skill that makes ``predicate`` hold."""
     change, part, *places = predicate
     if change == "open":

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data_utils.geometry.resample import interpolate_poses, interpolate_values
+from data_utils.geometry.resample import at_control_steps
 from examples.libero.policy_settings import PolicyError, PolicySettings
 from examples.libero.rollout import EpisodeKey, Plan, Policy
 from shm_transport import get_shm_proxy
@@ -84,12 +84,7 @@ class ModelPolicy(Policy):
         if answer is None:
             raise PolicyError("the planner gave no action although it has a frame; restart the service")
         poses, openness, times = (np.asarray(part, np.float64) for part in answer[:3])
-        # The target of the step that leads from t to t + 1 is the trajectory's pose at t + 1.
-        steps = np.arange(env.time + 1, max(np.floor(times[-1]), env.time + 1) + 1)
-        # Sample 0, arm 0.
-        return Plan(
-            interpolate_poses(times, poses[0, :, 0], steps), interpolate_values(times, openness[0, :, 0], steps)
-        )
+        return Plan(*at_control_steps(env.time, times, poses[0, :, 0], openness[0, :, 0]))  # sample 0, arm 0
 
     def close(self) -> None:
         if hasattr(self._planner, "close"):  # a client has a connection

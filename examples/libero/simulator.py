@@ -39,8 +39,6 @@ WELL_INSIDE = 0.4  # of the range of a joint in which its predicate holds
 class Joint:
     """A drawer's, a door's or a knob's, and what moves with it."""
 
-    slides: bool
-    """Along ``axis``; else it turns about it."""
     axis: np.ndarray
     """(3,) in the world."""
     anchor: np.ndarray
@@ -236,7 +234,6 @@ class LiberoEnv:
         number = self._sim.model.joint_name2id(names[0])
         near, far = sorted(owner.object_properties["articulation"][f"default_{change}_ranges"], key=abs)
         return Joint(
-            slides=model.jnt_type[number] == mujoco.mjtJoint.mjJNT_SLIDE,
             axis=data.xaxis[number].copy(),
             anchor=data.xanchor[number].copy(),
             missing=near + WELL_INSIDE * (far - near) - float(data.qpos[model.jnt_qposadr[number]]),

@@ -51,10 +51,10 @@ class Waypoint:
     """m at most in a control step."""
 
 
-Path = tuple[Waypoint, ...]
+Waypoints = tuple[Waypoint, ...]
 
 
-def pick_and_place(env: LiberoEnv, thing: str, place: str, attempt: int) -> Path:
+def pick_and_place(env: LiberoEnv, thing: str, place: str, attempt: int) -> Waypoints:
     """Grasp ``thing`` from above, carry it over ``place``, put it down there."""
     points = env.collision_points(thing)
     low, high = points.min(axis=0), points.max(axis=0)
@@ -98,7 +98,7 @@ def pick_and_place(env: LiberoEnv, thing: str, place: str, attempt: int) -> Path
     )
 
 
-def open_drawer(env: LiberoEnv, drawer: str, attempt: int) -> Path:
+def open_drawer(env: LiberoEnv, drawer: str, attempt: int) -> Waypoints:
     """Grasp the handle from the front, across it, and draw it out."""
     joint = env.joint(drawer, "open")
     out = joint.axis * np.sign(joint.missing)
@@ -118,7 +118,7 @@ def open_drawer(env: LiberoEnv, drawer: str, attempt: int) -> Path:
     )
 
 
-def close_drawer(env: LiberoEnv, drawer: str, attempt: int) -> Path:
+def close_drawer(env: LiberoEnv, drawer: str, attempt: int) -> Waypoints:
     """Push it shut by its handle, the gripper closed and tilted away from the front."""
     joint = env.joint(drawer, "close")
     inward = joint.axis * np.sign(joint.missing)
@@ -136,7 +136,7 @@ def close_drawer(env: LiberoEnv, drawer: str, attempt: int) -> Path:
     )
 
 
-def turn_knob(env: LiberoEnv, knob: str, change: str, attempt: int) -> Path:
+def turn_knob(env: LiberoEnv, knob: str, change: str, attempt: int) -> Waypoints:
     """Grasp its ridge from above and turn the wrist."""
     joint = env.joint(knob, change)
     ridge = joint.points[joint.points[:, 2] > joint.points[:, 2].max() - KNOB_HEIGHT]
@@ -155,7 +155,7 @@ def turn_knob(env: LiberoEnv, knob: str, change: str, attempt: int) -> Path:
     )
 
 
-def slide(env: LiberoEnv, thing: str, place: str, attempt: int) -> Path:
+def slide(env: LiberoEnv, thing: str, place: str, attempt: int) -> Waypoints:
     """Hold ``thing`` by the edge that is nearest to ``place`` and draw it over the table."""
     points = env.collision_points(thing)
     low, high = points.min(axis=0), points.max(axis=0)
@@ -176,7 +176,7 @@ def slide(env: LiberoEnv, thing: str, place: str, attempt: int) -> Path:
     )
 
 
-def let_go(env: LiberoEnv) -> Path:
+def let_go(env: LiberoEnv) -> Waypoints:
     """Open the hand and rise; what was held comes to rest."""
     here = env.world_from_ee
     return (Waypoint(here, 1.0, 6), Waypoint(_raised(here, here[2, 3] + 0.10), 1.0, 20, 0.03))
@@ -185,7 +185,7 @@ def let_go(env: LiberoEnv) -> Path:
 # -- parts of paths ---------------------------------------------------------------------------------------------------
 
 
-def _come_to(env: LiberoEnv, pose: np.ndarray, openness: float) -> Path:
+def _come_to(env: LiberoEnv, pose: np.ndarray, openness: float) -> Waypoints:
     """Up, across and turned, down to ``pose`` from wherever the arm is."""
     here = env.world_from_ee[:3, 3]
     over = max(here[2], pose[2, 3] + 0.12)
@@ -196,7 +196,7 @@ def _come_to(env: LiberoEnv, pose: np.ndarray, openness: float) -> Path:
     )
 
 
-def _leave(pose: np.ndarray, openness: float = 1.0) -> Path:
+def _leave(pose: np.ndarray, openness: float = 1.0) -> Waypoints:
     return (
         Waypoint(pose, openness, 25, 0.02),
         Waypoint(_raised(pose, pose[2, 3] + 0.15), openness, 25, 0.03),

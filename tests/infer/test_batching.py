@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 import time
 
@@ -15,7 +14,6 @@ from apt.infer.planner import TrajPlanner
 from apt.infer.realtime_chunking import RealTimeChunking
 from apt.model.objectives.base import Guide
 from data_utils.batches.collate import Collator
-from data_utils.datasets import PickPlaceCan
 from tests.infer.helpers import frame_at, tiny_policy
 from tests.model.helpers import make_sample
 
@@ -192,16 +190,6 @@ def test_limits_that_mean_nothing_are_refused(wrong):
 
 
 # -- planners ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def policy():
-    return tiny_policy()
-
-
-@pytest.fixture
-def dataset(located) -> PickPlaceCan:
-    return PickPlaceCan(config=dataclasses.replace(PickPlaceCan.config, image_hw=(64, 64)), train=False)
 
 
 def test_planners_in_threads_share_passes_and_stay_themselves(dataset, policy):

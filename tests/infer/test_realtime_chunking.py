@@ -12,19 +12,9 @@ from apt.infer.planner import TrajPlanner
 from apt.infer.realtime_chunking import RealTimeChunking
 from apt.model.objectives.base import Guide, Schedule
 from apt.model.objectives.diffusion import Diffusion
-from data_utils.datasets import AlohaPickPlace, PickPlaceCan
+from data_utils.datasets import AlohaPickPlace
 from infer_utils.trajectory_ensembler import interpolate_poses
 from tests.infer.helpers import frame_at, tiny_policy
-
-
-@pytest.fixture(scope="module")
-def policy():
-    return tiny_policy()
-
-
-@pytest.fixture
-def dataset(located) -> PickPlaceCan:
-    return PickPlaceCan(config=dataclasses.replace(PickPlaceCan.config, image_hw=(64, 64)), train=False)
 
 
 def planner_with(policy, chunking, seed=0) -> TrajPlanner:

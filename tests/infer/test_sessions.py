@@ -17,21 +17,10 @@ from apt.infer.planner import TrajPlanner
 from apt.infer.policy import Policy, pick_device
 from apt.infer.turns import FairLock
 from apt.presets import CONFIGS
-from data_utils.datasets import PickPlaceCan
 from tests.conftest import GOLDEN
 from tests.infer.helpers import frame_at, tiny_policy
 from tests.model.helpers import make_observation
 from train_utils.saving import save_checkpoint
-
-
-@pytest.fixture(scope="module")
-def policy():
-    return tiny_policy()
-
-
-@pytest.fixture
-def dataset(located) -> PickPlaceCan:
-    return PickPlaceCan(config=dataclasses.replace(PickPlaceCan.config, image_hw=(64, 64)), train=False)
 
 
 def session(policy, **options) -> TrajPlanner:

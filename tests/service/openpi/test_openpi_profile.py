@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from apt.infer.openpi_profile import PROFILES, ProfileReader, control_steps
+from apt.infer.openpi_profile import PROFILES, ProfileReader
 from apt.infer.openpi_service import OpenpiServer, OpenpiServiceConfig, main
 from apt.infer.openpi_session import OpenpiSession
 from apt.infer.planner import TrajPlanner
 from apt.infer.service_session import Checkpoint, PolicyService
 from data_utils.cli import CommandLineError
+from data_utils.geometry.resample import at_control_steps
 from tests.service.helpers import STEPS
 
 RIG = """
@@ -175,7 +176,7 @@ def test_deltas_add_up_to_the_poses_that_they_are_of(steps):
 
 def test_a_chunk_of_longer_steps_is_told_for_every_control_step():
     poses = np.stack([pose((x, 0.0, 1.0)) for x in (0.2, 0.4)])
-    steps, openness = control_steps(10.0, np.array([12.0, 14.0]), poses, np.array([1.0, 0.0]))
+    steps, openness = at_control_steps(10.0, np.array([12.0, 14.0]), poses, np.array([1.0, 0.0]))
     np.testing.assert_allclose(steps[:, 0, 3], [0.2, 0.2, 0.3, 0.4], atol=1e-9)  # nothing is known before the first
     np.testing.assert_allclose(openness, [1, 1, 0.5, 0])
 
