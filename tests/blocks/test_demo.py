@@ -156,13 +156,24 @@ class Page:
 
     def write(self, before: str, text: str) -> None:
         """Into the field that holds ``before``."""
-        from selenium.webdriver.common.by import By
         from selenium.webdriver.common.keys import Keys
 
-        fields = self.driver.find_elements(By.TAG_NAME, "input")
-        field = next(field for field in fields if field.get_attribute("value") == before)
+        field = self._field(before)
         field.send_keys(Keys.CONTROL + "a")
         field.send_keys(text)
+
+    def wait_for_field(self, value: str, seconds: float = 60.0) -> None:
+        """Until a field holds ``value``, for instance since somebody else has written it."""
+        end = time.monotonic() + seconds
+        while self._field(value) is None:
+            assert time.monotonic() < end, f"no field holds {value!r}"
+            time.sleep(0.1)
+
+    def _field(self, value: str):
+        from selenium.webdriver.common.by import By
+
+        fields = self.driver.find_elements(By.TAG_NAME, "input")
+        return next((field for field in fields if field.get_attribute("value") == value), None)
 
 
 @pytest.fixture
@@ -191,9 +202,12 @@ def test_two_people_steer_one_world_from_their_browsers(server):
         assert example in second.wait(" · step ")  # working, or done already where the page is slow to read
         names = re.findall(r"\w+ (?:cube|cylinder|bar|tray)", example)
         second.write(example, "put the green moon in the blue tray")
+        first.wait_for_field("put the green moon in the blue tray")  # viser sends what is typed a little later
         second.click("Go")
         first.wait("does not name one block and one tray")
-        second.write("put the green moon in the blue tray", f"carry the {names[0]} over to the {names[1]}")
+        wanted = f"carry the {names[0]} over to the {names[1]}"
+        second.write("put the green moon in the blue tray", wanted)
+        first.wait_for_field(wanted)
         second.click("Go")
         first.wait(f": carry the {names[0]} over")  # the first one sees what the second one wants
         second.click("New scene")
