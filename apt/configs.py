@@ -17,6 +17,8 @@ from data_utils.video import READERS
 from train_utils.errors import ConfigError
 from train_utils.places import CKPT_DIR, LOG_DIR
 
+TRACKERS, NO_TRACKER = ("tensorboard", "wandb", "trackio"), "none"  # of report_to
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -159,7 +161,9 @@ class TrainConfig:
     save_interval: int = 100000
     save_latest_interval: int = 1000
     vis_interval: int = 5000
-    """Steps between trajectory and gate pictures in TensorBoard; 0: none."""
+    """Steps between trajectory and gate pictures; 0: none."""
+    report_to: tuple[str, ...] = ("tensorboard",)
+    """Where numbers and pictures go beside metrics.jsonl: tensorboard, wandb, trackio, several of them, or none."""
     log_dir: str = LOG_DIR
     ckpt_dir: str = CKPT_DIR
     device: str = "auto"
@@ -187,6 +191,11 @@ class TrainConfig:
             self.vlm_param_dtype in ("fp32", "bf16"),
             f"vlm_param_dtype is {self.vlm_param_dtype!r}; wanted fp32 or bf16",
         )
+        known = (*TRACKERS, NO_TRACKER)
+        for name in self.report_to:
+            require(name in known, f"report_to is {name!r}; wanted {', '.join(known)}")
+        alone = NO_TRACKER not in self.report_to or len(self.report_to) == 1
+        require(bool(self.report_to) and alone, f"report_to {NO_TRACKER} goes with no other")
         require(self.backend in ("ddp", "deepspeed"), f"backend is {self.backend!r}; wanted ddp or deepspeed")
         require(self.ds_zero in (2, 3), f"ds_zero is {self.ds_zero}; wanted 2 or 3")
         require(

@@ -1,4 +1,4 @@
-"""The files of a run: checkpoints, configuration, TensorBoard events, a table of numbers."""
+"""The files of a run: checkpoints, configuration, a table of numbers, what trackers are told."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from apt.checkpoint import BEST, CheckpointError, load_checkpoint, read_config, 
 from apt.configs import TrainConfig, TrainedConfig, train_config_from_dict
 from apt.model.pretrained import Origin
 from apt.training.inheritance import differing_meaning
+from apt.training.trackers import Trackers, check_trackers
 from data_utils.cli import check_writable
 from data_utils.files import remove_leftovers
 from train_utils.errors import ConfigError
 from train_utils.places import LATEST
 from train_utils.saving import save_checkpoint
 
-_NOT_LEARNED = {"resume", "max_iterations", "pretrained_ckpt", "load_from_va", "device", "log_dir", "ckpt_dir"}
+_NOT_LEARNED = {"resume", "max_iterations", "pretrained_ckpt", "load_from_va", "device", "log_dir", "ckpt_dir",
+                "report_to"}  # fmt: skip
 _CONTINUE = {0: "--stage 0 --va-conti", 1: "--stage 1 --vla-conti"}
 
 
@@ -30,6 +32,7 @@ def check_run_dir(config: TrainConfig) -> None:
         CheckpointError: what is to be resumed cannot be read.
         CommandLineError: a folder of the run cannot be written to.
     """
+    check_trackers(config.report_to)
     latest = config.run_dir / LATEST
     if config.resume and not latest.is_file():
         raise ConfigError(f"cannot resume {config.name!r}: no {latest}; check the name, or start it without resuming")
@@ -101,18 +104,18 @@ class RunDirectory:
 
     Args:
         config: its ``ckpt_dir/name`` and ``log_dir/name`` are the run's folders.
+    Raises:
+        ConfigError: something of ``report_to`` cannot be opened.
     """
 
     def __init__(self, config: TrainConfig) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
         self._folder = config.run_dir
         self._folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self._folder)
-        write_config(self._folder, config.to_dict())
         log_dir = Path(config.log_dir) / config.name
         log_dir.mkdir(parents=True, exist_ok=True)
-        self._board = SummaryWriter(str(log_dir))
+        self._trackers = Trackers(config, log_dir)
+        write_config(self._folder, config.to_dict())
         self._table = open(log_dir / "metrics.jsonl", "a", buffering=1)
 
     @property
@@ -128,15 +131,14 @@ class RunDirectory:
             save_checkpoint(content, self._folder / BEST)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """To TensorBoard, and a line of ``metrics.jsonl``."""
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+        """To what the run reports to, and a line of ``metrics.jsonl``."""
+        self._trackers.scalars(step, values)
         self._table.write(json.dumps({"step": step, **values}) + "\n")
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """(H, W, 3) uint8 RGB to TensorBoard."""
-        self._board.add_image(name, image, step, dataformats="HWC")
+        """(H, W, 3) uint8 RGB to what the run reports to."""
+        self._trackers.image(step, name, image)
 
     def close(self) -> None:
-        self._board.close()
+        self._trackers.close()
         self._table.close()
