@@ -11,6 +11,9 @@ Wherever a ``.pt`` is read, an exported folder (``apt/hub_folder.py``) may be gi
 
     python -m apt.checkpoint export CKPT.pt FOLDER
     python -m apt.checkpoint import FOLDER CKPT.pt
+    python -m apt.checkpoint push FOLDER org/name --license apache-2.0
+
+or the name under which it was pushed to the Hugging Face Hub, ``org/name[@revision]`` (``apt/hub.py``).
 """
 
 from __future__ import annotations
@@ -28,10 +31,12 @@ from pathlib import Path
 
 import torch
 
+from apt.hub import located, push
 from apt.hub_folder import FolderError, is_exported, read_folder, read_folder_config, write_folder
+from apt.model_card import model_card
 from data_utils.cli import check_writable
 from data_utils.files import write_text
-from train_utils.places import CKPT_DIR, LATEST, named_checkpoint
+from train_utils.places import CKPT_DIR, LATEST
 from train_utils.saving import save_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -50,8 +55,9 @@ def load_checkpoint(path: str | Path) -> dict:
 
     Raises:
         CheckpointError: no such file, not a checkpoint, or one that holds more than data.
+        HubError: see :func:`apt.hub.located`.
     """
-    path = named_checkpoint(path)
+    path = located(path)
     if is_exported(path):
         try:
             return _whole(_plainly_named(read_folder(path), path), path)
@@ -59,8 +65,7 @@ def load_checkpoint(path: str | Path) -> dict:
             raise CheckpointError(str(error)) from error
     if not path.is_file():
         raise CheckpointError(
-            f"no checkpoint at {path}, nor a run of that name under {CKPT_DIR}; check it, or train one first "
-            "(scripts/train.sh)"
+            f"no checkpoint at {path}, nor a run of that name under {CKPT_DIR}; check it, or train one first"
         )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -119,16 +124,20 @@ def _is_tensors(values: object) -> bool:
 
 
 def find_checkpoint(name_or_path: str, ckpt_dir: str | Path) -> Path:
-    """The ``.pt`` or exported folder that a path, or a run's name under ``ckpt_dir``, stands for.
+    """The ``.pt`` or exported folder that a path, a run's name under ``ckpt_dir``, or a repository of the Hub stands
+    for.
 
     Raises:
         CheckpointError: there is none.
+        HubError: see :func:`apt.hub.located`.
     """
     path = Path(name_or_path)
     if is_exported(path):
         return path
     if not name_or_path.endswith(".pt"):
         path = Path(ckpt_dir) / name_or_path / LATEST
+        if not path.is_file() and is_exported(fetched := located(name_or_path)):
+            return fetched
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}; give a .pt file or the name of a run under {ckpt_dir}")
     return path
@@ -149,7 +158,7 @@ def read_config(path: Path) -> dict:
     Raises:
         CheckpointError: there is none, or it cannot be read.
     """
-    path = named_checkpoint(path)
+    path = located(path)
     if is_exported(path):
         try:
             return read_folder_config(path)
@@ -170,7 +179,7 @@ def read_config(path: Path) -> dict:
 
 def checkpoint_sha256(path: Path) -> str:
     """Of a file's bytes; of a folder's files one after the other, in the order of their names."""
-    path, digest = named_checkpoint(path), hashlib.sha256()
+    path, digest = located(path), hashlib.sha256()
     for file in sorted(path.iterdir()) if path.is_dir() else [path]:
         with open(file, "rb") as opened:
             while block := opened.read(1 << 22):
@@ -178,23 +187,38 @@ def checkpoint_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def export_folder(ckpt: Path, folder: Path, license_id: str | None = None) -> None:
+    """Write a checkpoint, its configuration and a model card as a folder. Raises what reading and writing it raise."""
+    content, config = load_checkpoint(ckpt), read_config(ckpt)
+    write_folder(content, config, model_card(content, config, license_id), folder)
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m apt.checkpoint",
-        description="Between a run's .pt and a folder of safetensors for the Hugging Face Hub.",
+        description="Between a run's .pt, a folder of safetensors, and the Hugging Face Hub.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     export = commands.add_parser("export", help="CKPT.pt to a folder: safetensors, configuration, model card")
     export.add_argument("ckpt", type=Path)
     export.add_argument("folder", type=Path)
+    export.add_argument("--license", help="of the weights, into the card, e.g. apache-2.0")
     imported = commands.add_parser("import", help="such a folder to CKPT.pt, its configuration beside it")
     imported.add_argument("folder", type=Path)
     imported.add_argument("ckpt", type=Path)
+    pushed = commands.add_parser("push", help="such a folder to the Hub, from where org/name is taken as a checkpoint")
+    pushed.add_argument("folder", type=Path)
+    pushed.add_argument("repo", help="org/name; made if it is not there")
+    pushed.add_argument("--private", action="store_true", help="make it visible to yourself or your organisation alone")
+    pushed.add_argument("--license", help="of the weights, where the card names none, e.g. apache-2.0")
     args = parser.parse_args(argv)
     try:
+        if args.command == "push":
+            print(f"pushed {args.folder} to {push(args.folder, args.repo, args.private, args.license)}")
+            return 0
         check_writable((args.folder if args.command == "export" else args.ckpt).parent, args.command)
         if args.command == "export":
-            write_folder(load_checkpoint(args.ckpt), read_config(args.ckpt), args.folder)
+            export_folder(args.ckpt, args.folder, args.license)
             print(f"exported {args.ckpt} to {args.folder}: {', '.join(sorted(os.listdir(args.folder)))}")
         else:
             if args.ckpt.exists():

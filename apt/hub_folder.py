@@ -21,14 +21,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from apt.model.config import meaning
-
 EXPERT_FILE = "action_expert.safetensors"
 VLM_FILE = "vlm.safetensors"
 EMA_FILE = "ema.safetensors"
 CONFIG_FILE = "config.json"
 STATE_FILE = "state.json"
 CARD_FILE = "README.md"
+FILES = (EXPERT_FILE, VLM_FILE, EMA_FILE, CONFIG_FILE, STATE_FILE, CARD_FILE)
 STATE_KEYS = (
     "arch",
     "train_stage",
@@ -53,12 +52,11 @@ def is_exported(folder: Path) -> bool:
     return (folder / EXPERT_FILE).is_file()
 
 
-def write_folder(content: dict, config: dict, folder: Path) -> None:
-    """Write a checkpoint's content and its run's configuration; the folder appears when it is whole.
+def write_folder(content: dict, config: dict, card: str, folder: Path) -> None:
+    """Write a checkpoint's content, its run's configuration and its model card; the folder appears when it is whole.
 
     Raises:
         FolderError: ``folder`` exists.
-        ValueError: the configuration contradicts itself.
     """
     if folder.exists():
         raise FolderError(f"{folder} exists; remove it or choose another name")
@@ -75,7 +73,7 @@ def write_folder(content: dict, config: dict, folder: Path) -> None:
         state = {key: content[key] for key in STATE_KEYS if content.get(key) is not None}
         (temporary / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         (temporary / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-        (temporary / CARD_FILE).write_text(model_card(content, config), encoding="utf-8")
+        (temporary / CARD_FILE).write_text(card, encoding="utf-8")
         for file in temporary.iterdir():
             shutil.copymode(temporary / CONFIG_FILE, file)  # safetensors leaves its files to their owner alone
             with open(file, "rb") as opened:
@@ -108,41 +106,6 @@ def read_folder(folder: Path) -> dict:
 def read_folder_config(folder: Path) -> dict:
     """The run's configuration from a folder. Raises :class:`FolderError`."""
     return _read_json(folder / CONFIG_FILE)
-
-
-def model_card(content: dict, config: dict) -> str:
-    """A model card: what the policy is, what it was trained on, how to use it.
-
-    Raises:
-        ValueError: a configuration that contradicts itself.
-    """
-    stage = "Stage 1 (VA prior)" if config.get("train_stage") == 0 else "Stage 2 (VLA)"
-    datasets = ", ".join(config.get("dataset_classes", ()))
-    vlm = config.get("vlm", "")
-    tuned = content.get("vlm_weights") or {}
-    kind = "frozen" if not tuned else "LoRA-tuned" if any("lora_" in name for name in tuned) else "tuned"
-    base = f"base_model: {vlm}\n" if "/" in vlm and not os.path.isabs(vlm) else ""
-    parameters = sum(tensor.numel() for tensor in content["weights"].values())
-    return f"""---
-library_name: apt-vla
-pipeline_tag: robotics
-{base}tags: [robotics, vision-language-action, apt]
----
-# {config.get("name", "APT policy")}
-
-An action expert of arch `{config.get("arch", "apt")}` ({config.get("model")}, {parameters / 1e6:.1f}M parameters), \
-{stage}, after {content.get("current_iters", "unknown")} iterations on {datasets}, for the VLM `{vlm}` ({kind}). \
-Its weights are of {", ".join(f"{field} `{value}`" for field, value in meaning(config).items())}.
-
-```python
-from apt.infer.planner import TrajPlanner
-
-planner = TrajPlanner("path/of/this/folder", device="cuda:0"{", use_ema=True" if content.get("ema") else ""})
-```
-
-To fine-tune from it: `bash scripts/finetune.sh --pretrained-ckpt path/of/this/folder ...`. `config.json` holds every \
-setting of the run.
-"""
 
 
 def _save(tensors: dict[str, torch.Tensor], path: Path, numbers: dict[str, str] | None = None) -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a clone, without an installation
 
-from train_utils.places import named_checkpoint
-
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--ckpt", required=True, help="a ckpt_*.pt, an exported folder, or a run's name")
+    parser.add_argument(
+        "--ckpt", required=True, help="a ckpt_*.pt, an exported folder, a run's name, or org/name of the Hub"
+    )
     parser.add_argument(
         "--train-stage", required=True, type=int, choices=(0, 1), help="stage of the model to load into"
     )
@@ -25,10 +25,13 @@ def main(argv: list[str] | None = None) -> int:
     if args.load_from_va and args.train_stage == 0:
         print("error: --load-from-va makes a stage-1 model; give --train-stage 1", file=sys.stderr)
         return 2
-    from apt.infer.fit_report import report_fit  # and torch, which --help need not wait for
+    from apt.hub import located
 
-    path = named_checkpoint(args.ckpt)
     try:
+        path = located(args.ckpt)
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a VLM that is not here is not asked for elsewhere
+        from apt.infer.fit_report import report_fit  # and torch, which --help need not wait for
+
         problem = report_fit(path, args.train_stage, args.load_from_va, args.model, args.names)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -41,5 +44,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a VLM that is not here is not asked for elsewhere
     sys.exit(main())

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from apt.hub import located
 from data_utils.cli import CommandLineError
-from train_utils.places import named_checkpoint
 
 if TYPE_CHECKING:
     from apt.infer.planner import TrajPlanner
@@ -21,7 +21,8 @@ class ServedPolicy:
     """Flags; a service's own come in a subclass."""
 
     ckpt: Path | None = None
-    """A run's ckpt_*.pt, its configuration beside it, an exported folder, or a run's name."""
+    """A run's ckpt_*.pt, its configuration beside it, an exported folder, a run's name, or org/name[@revision] of the
+    Hub."""
     port: int = 0
     """0: any free one."""
     ensemble: int = 4
@@ -44,15 +45,15 @@ class ServedPolicy:
     """How long a pass waits for others that asked within the last two seconds; a lone client never waits."""
 
     def named(self):
-        """With a run's name made its checkpoint."""
-        return self if self.ckpt is None else dataclasses.replace(self, ckpt=named_checkpoint(self.ckpt))
+        """With a run's name, or a repository's, made its checkpoint. Raises ``HubError``."""
+        return self if self.ckpt is None else dataclasses.replace(self, ckpt=located(self.ckpt))
 
     def check(self) -> None:
         """Raises ``CommandLineError``."""
         if self.ckpt is None:
             raise CommandLineError("--ckpt is missing: a run's ckpt_latest.pt or an exported folder")
         if not self.ckpt.exists():
-            raise CommandLineError(f"--ckpt: there is no {self.ckpt}; check the path, or train one (scripts/train.sh)")
+            raise CommandLineError(f"--ckpt: there is no {self.ckpt}; check the path, or train one")
         if self.ckpt.is_dir() and (self.ckpt / "ckpt_latest.pt").is_file():
             raise CommandLineError(f"--ckpt: {self.ckpt} is a run's folder; name {self.ckpt / 'ckpt_latest.pt'}")
         if not 0 <= self.port < 1 << 16:

@@ -17,6 +17,7 @@ import torch
 from apt.checkpoint import load_checkpoint
 from apt.configs import TrainConfig
 from apt.hub_folder import STATE_KEYS, write_folder
+from apt.model_card import model_card
 from data_utils.cli import check_writable
 
 _OF_A_MACHINE = ("resume", "pretrained_ckpt", "load_from_va", "log_dir", "ckpt_dir", "cache_vlm_features", "device",
@@ -46,7 +47,7 @@ def slim(ckpt: Path, folder: Path, use_ema: bool, half: bool) -> None:
     content |= {name: kept(content.get(name, {})) for name in ("weights", "vlm_weights")}
     defaults = TrainConfig().to_dict()
     config = trained.to_dict() | {name: defaults[name] for name in _OF_A_MACHINE}
-    write_folder(content, config, folder)
+    write_folder(content, config, model_card(content, config), folder)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,6 +6,7 @@ import argparse
 import re
 
 from apt.presets import CONFIGS
+from apt.training.resume_command import launcher
 from data_utils.cli import CommandLineError, Parser
 from train_utils.failures import NODE_TIMEOUT
 
@@ -15,7 +16,7 @@ MEETING_PORT = 29500  # that several machines must agree on
 def build_parser(command: str) -> argparse.ArgumentParser:
     finetune = command == "finetune"
     parser = Parser(
-        prog=f"scripts/{command}.sh",
+        prog=f"scripts/{command}.sh" if launcher(command)[0] == "bash" else " ".join(launcher(command)),
         description=(
             "Fine-tune a pretrained policy." if finetune else "Train a policy: stage 0 (VA prior), then stage 1 (VLA)."
         ),

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apt.training import resume_command
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
     from apt.training.stages import Stage
 
 COMMANDS = ("train", "finetune")
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def run_stage(args: argparse.Namespace, stage: Stage, continued: str) -> int:
@@ -49,7 +47,9 @@ def run_stage(args: argparse.Namespace, stage: Stage, continued: str) -> int:
             command += [f"--node_timeout={args.node_timeout}", f"--master_addr={args.master_addr}"]
             command += [f"--master_port={MEETING_PORT if args.port is None else args.port}"]
     command += ["-m", "apt.train", *stage.argv]
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPOSITORY), environment.get("PYTHONPATH")]))
+    environment["PYTHONPATH"] = os.pathsep.join(
+        filter(None, [str(resume_command.REPOSITORY), environment.get("PYTHONPATH")])
+    )
     environment[RESUME_VARIABLE] = continued
     process: subprocess.Popen | None = None
     told = 0.0
@@ -95,7 +95,8 @@ def _workers(args: argparse.Namespace, stage: Stage) -> int:
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] not in COMMANDS:
-        print("usage: python -m apt.training.launch train|finetune FLAGS   (scripts/train.sh, scripts/finetune.sh)")
+        ways = "scripts/train.sh, scripts/finetune.sh, apt-vla train, apt-vla finetune"
+        print(f"usage: python -m apt.training.launch train|finetune FLAGS   ({ways})")
         return 0 if argv and argv[0] in ("-h", "--help") else MISTAKE
     command, *rest = argv
     if {"-h", "--help"}.intersection(rest):
@@ -142,10 +143,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _continued(command: str, argv: list[str], stages: list[Stage], stage: Stage, saved: bool) -> str:
-    script = REPOSITORY / "scripts" / f"{command}.sh"
-    shown = script.relative_to(REPOSITORY) if Path.cwd() == REPOSITORY else script
     names = {other.config.train_stage: other.config.name for other in stages}
-    return resume_command.continue_command(str(shown), argv, stage.config.train_stage, names, saved)
+    return resume_command.continue_command(command, argv, stage.config.train_stage, names, saved)
 
 
 if __name__ == "__main__":

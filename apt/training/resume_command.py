@@ -5,17 +5,27 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from data_utils.data_loc import LOCATION_VARIABLE
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 _WITH_VALUE = ("--stage", "--va-name", "--vla-name", "--va-conti", "--vla-conti")
 
 
-def continue_command(script: str, argv: Sequence[str], stage: int, names: dict[int, str], saved: bool) -> str:
+def launcher(command: str) -> list[str]:
+    """How ``train`` or ``finetune`` is called here: by its script in a clone, else by the installed command."""
+    script = REPOSITORY / "scripts" / f"{command}.sh"
+    if not script.is_file():
+        return ["apt-vla", command]
+    return ["bash", str(script.relative_to(REPOSITORY) if Path.cwd() == REPOSITORY else script)]
+
+
+def continue_command(command: str, argv: Sequence[str], stage: int, names: dict[int, str], saved: bool) -> str:
     """The line that goes on where a stage stopped.
 
     Args:
-        script: path of ``train.sh`` or ``finetune.sh``; argv: what it was called with.
+        command: ``train`` or ``finetune``; argv: what it was called with.
         stage: the one that stopped; names: of all runs that were asked for, by stage.
         saved: whether there is a checkpoint to resume from; else the stage starts anew.
     """
@@ -26,7 +36,7 @@ def continue_command(script: str, argv: Sequence[str], stage: int, names: dict[i
     own += [flags[stage][0 if saved else 1], names[stage]]
     if stage == 0 and 1 in names:
         own += ["--vla-name", names[1]]
-    return with_environment(["bash", script, *_without(argv, _WITH_VALUE), *own])
+    return with_environment([*launcher(command), *_without(argv, _WITH_VALUE), *own])
 
 
 def continue_stage(argv: Sequence[str]) -> str:

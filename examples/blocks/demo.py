@@ -8,6 +8,7 @@ scripts/demo.sh sets everything up first.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import time
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from typing import Annotated
 import numpy as np
 import tyro
 
+from apt.hub import located
 from data_utils.cli import cores
 from data_utils.drawing.mp4 import VideoWriter
 from examples.blocks.env import BlocksEnv
@@ -99,6 +101,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _main(config: DemoConfig) -> None:
+    config = dataclasses.replace(config, ckpt=located(config.ckpt))
     if not config.ckpt.exists():
         raise FileNotFoundError(f"--ckpt {config.ckpt} does not exist")
     if config.instruction is not None:

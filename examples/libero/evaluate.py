@@ -19,6 +19,7 @@ from typing import Literal
 
 from tqdm import tqdm
 
+from apt.hub import located
 from data_utils.cli import CommandLineError, parse
 from examples.errors import SimulatorError
 from examples.headless import select_gl
@@ -122,8 +123,12 @@ class EvaluateConfig:
             for name in ("ensemble", "ema", "denoising_steps"):
                 if getattr(self, name) != type(self).__dataclass_fields__[name].default:
                     raise ValueError(f"--{name} belongs to --ckpt; a service is told when it is started")
-        elif self.policy != "model" or not self.ckpt.exists():
-            raise ValueError(f"--ckpt {self.ckpt}: no such file" if self.policy == "model" else "--ckpt is a model's")
+        elif self.policy != "model":
+            raise ValueError("--ckpt is a model's")
+        else:
+            object.__setattr__(self, "ckpt", located(self.ckpt))
+            if not self.ckpt.exists():
+                raise ValueError(f"--ckpt {self.ckpt}: no such file")
         if self.policy == "model" and not self.model_name:
             raise ValueError("--model_name is missing: it names the result files")
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import tyro
 
+from apt.hub import located
 from data_utils.cli import bar, check_writable, cores
 from data_utils.drawing.mp4 import VideoWriter
 from data_utils.files import atomic_write, read_json, write_json
@@ -84,6 +85,8 @@ class ClosedLoopConfig(ABC):
         for name in ("episodes", "workers", "execute_steps", "max_steps", "image_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
+        if self.ckpt is not None:
+            object.__setattr__(self, "ckpt", located(self.ckpt))
         for policy, name, path in (("model", "ckpt", self.ckpt), ("replay", "demos", self.demos)):
             if self.policy == policy and (path is None or not path.exists()):
                 raise ValueError(f"--policy {policy} needs an existing --{name}; given: {path}")

@@ -19,6 +19,7 @@ import pytest
 
 from apt.checkpoint import main as checkpoint_command
 from shm_transport.names import NameServer
+from tests.hub_stand_in import StandIn
 from tests.service.helpers import write_checkpoint
 from tests.synthetic import write_episode
 from tests.transport.conftest import ROOT, free_port, running_name_server, wait_until
@@ -40,6 +41,7 @@ TUNNEL = "Another machine"
 # Programs that are not here, or would fetch something. Each checks what it was asked for.
 STAND_INS = {
     "hf": """
+        [ "$1 $2" = "auth login" ] && exit
         [ "$1 $2 $3" = "download KechunXu1/apt_models --local-dir" ] || exit 2
         cp -r checkpoints/APT/ft_aloha "$4/apt_vla_ftpp" """,
     "pip": """
@@ -190,7 +192,10 @@ class Terminals:
 def test_every_command_and_the_clients_code_run_as_they_are_written(folder, capsys):
     """In the document's order; the tunnel has a test of its own."""
     names = {"robot": ROBOT}
-    with contextlib.closing(Terminals(folder, free_port(), free_port())) as terminals:
+    terminals, hub = Terminals(folder, free_port(), free_port()), StandIn()
+    terminals.environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "hf"), "HF_TOKEN": "hf_of_nobody"}
+    with contextlib.closing(terminals), contextlib.closing(hub):
+        terminals.environment["HF_HUB_OFFLINE"] = "0"
         for section, language, text in snippets():
             if language == "bash" and "ssh -f" not in text:
                 terminals.run(text)

@@ -216,7 +216,7 @@ def test_a_policy_with_adapters_is_loaded_merged_from_a_file_or_a_folder(tmp_pat
     (tmp_path / "run").mkdir()
     save_checkpoint(content, tmp_path / "run" / "ckpt_latest.pt")
     write_config(tmp_path / "run", config)
-    write_folder(content, config, tmp_path / "exported")
+    write_folder(content, config, "", tmp_path / "exported")
 
     observation = make_observation(unmerged.vlm, ["pick up the milk", "go"])
     with torch.no_grad():

@@ -66,7 +66,7 @@ def test_a_file_and_an_exported_folder_give_back_the_policy(arch, stage, mode, t
     places = [path]
     if stage == 1:
         places.append(tmp_path / "folder")
-        write_folder(load_checkpoint(path), CONFIGS["debug"].to_dict() | {"arch": arch}, places[1])
+        write_folder(load_checkpoint(path), CONFIGS["debug"].to_dict() | {"arch": arch}, "", places[1])
     other = build(stage, seed=1, arch=arch, vlm_mode=mode)
     for place in places:
         with torch.no_grad():
