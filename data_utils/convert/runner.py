@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import sys
 import traceback
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -21,11 +22,11 @@ from data_utils.convert.videos import decord_refuses, with_own_videos
 from data_utils.errors import DataError
 from data_utils.files import remove_leftovers, write_json
 from data_utils.h5io import EpisodeData, write_episode
+from data_utils.shards import Shard
 from data_utils.words import describe_differences, one_line
 from data_utils.worker_process import WorkerDied, WorkerProcess
 
-RECORD = "conversion.json"
-LOCK = ".conversion.lock"
+RECORD, LOCK = "conversion{}.json", ".conversion{}.lock"  # {}: a part's suffix
 SUFFIX = ".h5"
 WORKER_DIED = "worker died"
 UNEXPECTED = "unexpected error"
@@ -128,6 +129,7 @@ def run(
     settings: Mapping[str, object],
     copy_videos: bool = False,
     done: str = "converted",
+    shard: Shard | None = None,
 ) -> Summary:
     """Convert every episode of a source that ``out`` does not hold yet, or whose source has changed since.
 
@@ -142,6 +144,7 @@ def run(
             an episode.
         copy_videos: link or copy the videos that episodes refer to into ``out/videos``.
         done: what the progress line calls an episode that was written.
+        shard: convert this part of the episodes alone, beside others; a run without takes up all parts.
     Raises:
         DataError: no such source, ``out`` belongs to other settings or to a conversion that is running.
     """
@@ -155,35 +158,61 @@ def run(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{out}: cannot be made ({error.strerror}); name another folder", "location") from error
-    with (out / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise DataError(f"{out}: another conversion is writing there; wait for it", "location") from error
+    suffix = "" if shard is None else shard.suffix
+    with _locked(out, suffix):
         settings = json.loads(json.dumps(dict(settings)))
         refused = _check_settings(out, settings)
-        remove_leftovers(out)
+        if shard is None:
+            remove_leftovers(out)
+        else:
+            jobs = [job for number, job in enumerate(jobs) if shard.owns(number)]
         summary = Summary(len(jobs), refused=refused)
-        provenance = Provenance(out)
+        provenance = Provenance(out, suffix)
         there = [job for job in jobs if (out / f"{job.name}{SUFFIX}").is_file()]
         current = {job.name for job in there if provenance.is_current(job.name, converter.made_from(job))}
         todo = [job for job in jobs if job.name not in current]
         summary.already_there, summary.changed = len(current), len(there) - len(current)
-        write_record(out, settings, summary, "running")
+        write_record(out, settings, summary, "running", suffix)
         try:
             task = _Task(converter, out, copy_videos)
             _convert_all(task, todo, min(workers, len(todo)), summary, done, provenance)
         except KeyboardInterrupt:
             summary.interrupted = True
-        remove_leftovers(out)  # of workers that were killed
-        write_record(out, settings, summary, "interrupted" if summary.interrupted else "finished")
+        if shard is None:
+            remove_leftovers(out)  # of workers that were killed
+        write_record(out, settings, summary, "interrupted" if summary.interrupted else "finished", suffix)
+        if shard is None and not summary.interrupted:
+            provenance.merge()
+            for file in (*_of_parts(out, RECORD), *_of_parts(out, LOCK)):
+                file.unlink()
     return summary
+
+
+@contextlib.contextmanager
+def _locked(out: Path, suffix: str) -> Iterator[None]:
+    """Context in which no other conversion writes the same: the whole alone, a part beside other parts.
+
+    Raises:
+        DataError: one does.
+    """
+    with contextlib.ExitStack() as held:
+        for name, mode in (("", fcntl.LOCK_SH), (suffix, fcntl.LOCK_EX)) if suffix else (("", fcntl.LOCK_EX),):
+            lock = held.enter_context((out / LOCK.format(name)).open("w"))
+            try:
+                fcntl.flock(lock, mode | fcntl.LOCK_NB)
+            except OSError as error:
+                raise DataError(f"{out}: another conversion is writing there; wait for it", "location") from error
+        yield
+
+
+def _of_parts(out: Path, name: str) -> list[Path]:
+    return sorted(out.glob(name.format(".*_of_*")))
 
 
 # -- the output folder --------------------------------------------------------------------------------------------
 
 
-def write_record(out: Path, settings: Mapping[str, object], summary: Summary, state: str) -> None:
+def write_record(out: Path, settings: Mapping[str, object], summary: Summary, state: str, suffix: str = "") -> None:
     """Write ``conversion.json``: settings, counts, and every episode that was left out, with the reason."""
     content = {
         "state": state,
@@ -195,14 +224,19 @@ def write_record(out: Path, settings: Mapping[str, object], summary: Summary, st
         "failed": [asdict(failure) for failure in sorted(summary.failed, key=lambda failure: failure.episode)],
         "videos_refused_by_decord": sorted(summary.refused),
     }
-    write_json(out / RECORD, content)
+    write_json(out / RECORD.format(suffix), content)
 
 
 def _check_settings(out: Path, settings: dict) -> set[str]:
     """Raises DataError where ``out`` holds episodes of other settings; returns what decord refuses of its videos."""
-    record = out / RECORD
-    if not record.is_file():
-        return set()
+    refused: set[str] = set()
+    for record in (out / RECORD.format(""), *_of_parts(out, RECORD)):
+        if record.is_file():
+            refused |= _check_record(out, record, settings)
+    return refused
+
+
+def _check_record(out: Path, record: Path, settings: dict) -> set[str]:
     try:
         content = json.loads(record.read_text(encoding="utf-8"))
         begun, refused = dict(content["settings"]), set(content.get("videos_refused_by_decord", ()))

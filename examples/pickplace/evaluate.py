@@ -30,6 +30,7 @@ from apt.hub import located
 from data_utils.cli import bar, check_writable, cores
 from data_utils.drawing.mp4 import VideoWriter
 from data_utils.files import atomic_write, read_json, write_json
+from data_utils.shards import Shard
 from data_utils.words import describe_differences
 from examples.errors import SimulatorError
 from examples.pickplace.env import PickPlaceEnv
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from apt.infer.planner import TrajPlanner
 
 EVALUATION_STREAM = 2  # last number of every seed here: initial states that no recording has
-CSV_FILE, SETTINGS_FILE = "episodes.csv", "settings.json"
+CSV_FILE, SETTINGS_FILE = "episodes{}.csv", "settings.json"  # {}: a part's suffix
 VERSIONS_OF = ("robosuite", "mujoco", "numpy", "torch")
 
 
@@ -80,8 +81,13 @@ class ClosedLoopConfig(ABC):
     image_size: int = 256
     overwrite: bool = False
     """Begin anew where --out holds results of other settings; else that is refused."""
+    shard: str | None = None
+    """Run part I of N of the episodes alone, 0/4 to 3/4 for instance; the same command without it takes up all parts,
+    runs what is missing, and sums up."""
 
     def __post_init__(self) -> None:
+        if (part := Shard.parse(self.shard)) is not None and part.index >= self.episodes:
+            raise ValueError(f"--shard {self.shard} has none of {self.episodes} episodes; make fewer parts")
         for name in ("episodes", "workers", "execute_steps", "max_steps", "image_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
@@ -97,7 +103,7 @@ class ClosedLoopConfig(ABC):
 
     def settings(self) -> dict:
         """What an episode's result depends on, besides its number, as JSON holds it."""
-        elsewhere = ("out", "episodes", "workers", "video", "device", "overwrite")
+        elsewhere = ("out", "episodes", "workers", "video", "device", "overwrite", "shard")
         values = {name: value for name, value in vars(self).items() if name not in elsewhere}
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
@@ -118,7 +124,7 @@ class EvaluateConfig(ClosedLoopConfig):
 
 
 def evaluate(config: ClosedLoopConfig, planner: TrajPlanner | None = None) -> dict:
-    """Runs the episodes that are missing, writes the results and returns the summary.
+    """Runs the episodes that are missing, writes the results and returns the summary; of a part, its own alone.
 
     ``planner`` is of ``config.ckpt``, where that is loaded already; with it, everything happens in this process.
 
@@ -126,21 +132,35 @@ def evaluate(config: ClosedLoopConfig, planner: TrajPlanner | None = None) -> di
     """
     started = time.monotonic()
     check_writable(config.out, "--out")
+    part = Shard.parse(config.shard)
     rows = _take_up(config)
-    missing = [index for index in range(config.episodes) if index not in rows]
-    with bar(total=config.episodes, initial=config.episodes - len(missing), unit="episode") as progress:
+    if part is not None:
+        rows = {index: row for index, row in rows.items() if part.owns(index)}
+    asked = [index for index in range(config.episodes) if part is None or part.owns(index)]
+    missing = [index for index in asked if index not in rows]
+    file = config.out / CSV_FILE.format("" if part is None else part.suffix)
+    with bar(total=len(asked), initial=len(asked) - len(missing), unit="episode") as progress:
         for row in _run(config, missing, planner):
             rows[row["episode"]] = row
-            _write_csv(config.out / CSV_FILE, [rows[index] for index in sorted(rows)])
+            _write_csv(file, [rows[index] for index in sorted(rows)])
             progress.update()
             progress.set_postfix_str(f"{sum(int(row['success']) for row in rows.values())} of {len(rows)} succeed")
-    summary = summarize([rows[index] for index in range(config.episodes)])
+    summary = summarize([rows[index] for index in asked])
+    if part is None:
+        _write_summary(config, rows, summary, started)
+    print(format_summary(summary, config.policy))
+    return summary
+
+
+def _write_summary(config: ClosedLoopConfig, rows: dict[int, dict], summary: dict, started: float) -> None:
+    """Of all episodes; what parts have left is in one file then."""
+    _write_csv(config.out / CSV_FILE.format(""), [rows[index] for index in sorted(rows)])
+    for file in config.out.glob(CSV_FILE.format(".*_of_*")):
+        file.unlink()
     versions = {name: importlib.metadata.version(name) for name in VERSIONS_OF}
     seconds = round(time.monotonic() - started, 1)
     settings = read_json(config.out / SETTINGS_FILE)
     write_json(config.out / "summary.json", {**summary, "seconds": seconds, **settings, "versions": versions})
-    print(format_summary(summary, config.policy))
-    return summary
 
 
 def _take_up(config: ClosedLoopConfig) -> dict[int, dict]:
@@ -154,18 +174,19 @@ def _take_up(config: ClosedLoopConfig) -> dict[int, dict]:
     config.out.mkdir(parents=True, exist_ok=True)
     write_json(file, now)
     if begun != now:
-        (config.out / CSV_FILE).unlink(missing_ok=True)
+        for results in config.out.glob(CSV_FILE.format("*")):
+            results.unlink()
     return {row["episode"]: row for row in read_rows(config.out)}
 
 
 def read_rows(out: Path) -> list[dict]:
     """Of the episodes that are done, in order: fields of :class:`examples.pickplace.rollout.EpisodeResult`,
     ``episode``, ``seed`` and ``approached_named``; flags are 0 or 1."""
-    results = out / CSV_FILE
-    if not results.is_file():
-        return []
-    with open(results, newline="", encoding="utf-8") as rows:
-        return [_parsed(row) for row in csv.DictReader(rows)]
+    found = {}
+    for results in out.glob(CSV_FILE.format("*")):  # also of parts
+        with open(results, newline="", encoding="utf-8") as rows:
+            found |= {row["episode"]: row for row in map(_parsed, csv.DictReader(rows))}
+    return [found[episode] for episode in sorted(found)]
 
 
 def _run(config: ClosedLoopConfig, indices: list[int], planner: TrajPlanner | None) -> Iterator[dict]:

@@ -206,6 +206,22 @@ def test_evaluation_is_the_same_with_any_number_of_workers_and_goes_on_where_it_
     assert evaluate(dataclasses.replace(two, split="UO", overwrite=True))["episodes"] == 3
 
 
+def test_parts_of_an_evaluation_come_to_what_the_whole_does(tmp_path):
+    config = BlocksEvaluateConfig(tmp_path / "whole", policy="random", episodes=4, max_steps=8, image_size=64)
+    summary = evaluate(config)
+    parts = [dataclasses.replace(config, out=tmp_path / "parts", shard=f"{index}/3") for index in range(3)]
+    assert [evaluate(part)["episodes"] for part in parts[:2]] == [2, 1]  # 0 and 3, 1; not yet 2
+    assert not (tmp_path / "parts/summary.json").exists()
+    (tmp_path / "parts/episodes.0_of_3.csv").unlink()  # as of a part that was killed at once
+    evaluate(parts[0])
+    assert evaluate(dataclasses.replace(config, out=tmp_path / "parts")) == summary  # with episode 2, which no part ran
+    for name in ("episodes.csv", "settings.json"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not list((tmp_path / "parts").glob("*_of_*"))
+    with pytest.raises(ValueError, match="--shard 5/6 has none of 4 episodes"):
+        dataclasses.replace(config, shard="5/6")
+
+
 def test_rendered_scenes_say_where_things_are_and_go_on_where_they_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(scenes, "PER_PART", 6)
     config = scenes.ScenesConfig(tmp_path, scenes=6, workers=1, image_size=64)

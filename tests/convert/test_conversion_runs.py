@@ -16,6 +16,7 @@ from data_utils.convert.__main__ import main
 from data_utils.convert.runner import run
 from data_utils.errors import DataError
 from data_utils.h5io import Episode
+from data_utils.shards import Shard
 from tests.convert.sources import Source
 
 REPOSITORY = Path(__file__).parents[2]
@@ -173,3 +174,69 @@ def test_a_wrong_command_is_answered_in_one_line(arguments, complaint, capsys):
     assert main(arguments) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and complaint in said
+
+
+# Part argv[3] of a conversion; the others as in CONVERSION.
+PART = CONVERSION.replace("out, log, *kinds", "out, log, part, *kinds").replace(
+    "Path(out), 2, {})", "Path(out), 1, {}, shard=Shard.parse(part))"
+).replace("import sys\n", "import sys\nfrom data_utils.shards import Shard\n", 1)  # fmt: skip
+
+
+def start_part(tmp_path: Path, part: str, *kinds: str) -> subprocess.Popen:
+    (tmp_path / "part.py").write_text(PART)
+    (tmp_path / "log").mkdir(exist_ok=True)
+    command = [sys.executable, str(tmp_path / "part.py"), str(tmp_path / "out"), str(tmp_path / "log"), part, *kinds]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_parts_side_by_side_one_of_them_killed_and_run_again_come_to_what_one_conversion_does(tmp_path):
+    kinds = ("good", "slow", "skip", "good", "good", "wrong", "good")
+    quick = tuple("good" if kind == "slow" else kind for kind in kinds)
+    parts = [start_part(tmp_path, f"{index}/3", *kinds) for index in range(3)]
+    wait_for(tmp_path / "log/01_slow")  # part 1's first
+    parts[1].kill()
+    for part in (parts[0], parts[2]):
+        assert part.wait(60) == 0, part.stderr.read()
+    again = start_part(tmp_path, "1/3", *quick)
+    assert again.wait(60) == 0, again.stderr.read()
+    out = tmp_path / "out"
+    assert sorted(path.name for path in out.glob("conversion*.json")) == [
+        f"conversion.{index}_of_3.json" for index in range(3)
+    ]
+    merged = run(Source(quick), out, 1, {})
+    assert (merged.converted, merged.already_there) == (0, 5)
+    assert set(merged.skipped) == {"part/02_skip"} and [one.episode for one in merged.failed] == ["part/05_wrong"]
+
+    whole = tmp_path / "whole"
+    run(Source(quick), whole, 1, {})
+    for folder in (out, whole):
+        names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        episodes = [f"part/{number:02d}_good.h5" for number in (0, 1, 3, 4, 6)]
+        assert names == sorted([".conversion.lock", "conversion.json", "sources.jsonl", *episodes])
+    lines = [sorted((folder / "sources.jsonl").read_text().splitlines()) for folder in (out, whole)]
+    assert lines[0] == lines[1]
+
+
+def test_the_whole_waits_for_its_parts_and_a_part_is_not_converted_twice_at_once(tmp_path):
+    part = start_part(tmp_path, "0/2", "slow", "good")
+    try:
+        wait_for(tmp_path / "log/00_slow")
+        for shard in (None, Shard(0, 2)):
+            with pytest.raises(DataError, match="another conversion is writing there"):
+                run(Source(("slow", "good")), tmp_path / "out", 1, {}, shard=shard)
+        assert run(Source(("slow", "good")), tmp_path / "out", 1, {}, shard=Shard(1, 2)).converted == 1
+    finally:
+        part.kill()
+        part.communicate()
+
+
+def test_parts_of_other_settings_do_not_mix(tmp_path):
+    run(Source(("good", "good")), tmp_path, 1, {"order": "xyzw"}, shard=Shard(0, 2))
+    with pytest.raises(DataError, match="order: xyzw -> wxyz"):
+        run(Source(("good", "good")), tmp_path, 1, {"order": "wxyz"}, shard=Shard(1, 2))
+
+
+def test_a_part_that_there_is_not_is_one_line(tmp_path, capsys):
+    assert main(["lerobot", "--src", str(tmp_path), "--out", str(tmp_path / "out"), "--shard", "4/4"]) == 2
+    assert "--shard is 4/4; the parts are 0/4 to 3/4" in capsys.readouterr().err
