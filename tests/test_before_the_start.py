@@ -26,6 +26,7 @@ COMMANDS = [
     "apt.checkpoint export assets/models/blocks_prior {out}",
     "apt.checkpoint import assets/models/blocks_prior {out}/ckpt_latest.pt",
     "apt.grounding --scenes {episodes} --out {out}",
+    "apt.grounding.pairs --scenes {episodes} --out {out}",
     "apt.ablate --grid table2 --config blocks --out {out}",
 ]
 

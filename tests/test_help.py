@@ -24,6 +24,7 @@ print("loaded:", [name for name in ("torch", "transformers", "matplotlib", "mujo
         ("apt.training.launch", "finetune"),
         ("apt.ablate",),
         ("apt.grounding",),
+        ("apt.grounding.pairs",),
         ("apt.infer.remote_service",),
         ("data_utils.convert",),
         ("data_utils.export",),

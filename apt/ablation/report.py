@@ -48,6 +48,7 @@ MEASURES = {
     "language_cm": Measure("path change, instruction swapped (cm)"),
     "language_ratio": Measure("path change / spread between noise seeds", digits=3),
     "place_known": Measure("place of the named thing known by the VLM's layer (%)", 100, 0),
+    "told_apart": Measure("named thing told apart from others of its kind by the VLM's layer (%)", 100, 0),
     "let_through": Measure("let through by the gate of the layer (%)", 100, 0),
 }
 

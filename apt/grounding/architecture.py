@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from apt.grounding.config import SmallVLM
+from apt.grounding.places import place_words
 from apt.model.encoders.tiny import byte_tokenizer, image_processor, small_config
 from train_utils.errors import ConfigError
 
@@ -18,15 +19,10 @@ from train_utils.errors import ConfigError
 POSITION_SCALE = 0.4
 
 
-def place_words(bins: int) -> list[str]:
-    """The words for places: ``<x0>`` to the right, ``<y0>`` downwards."""
-    return [f"<{axis}{number}>" for axis in "xy" for number in range(bins)]
-
-
 def make_tokenizer(texts: Iterable[str], bins: int):
-    """Bytes, merged over the words of ``texts``, and a word per place."""
+    """Bytes, merged over the words of ``texts``, and a word per place, which data may hold like any other."""
     tokenizer = byte_tokenizer(sorted({word for text in texts for word in text.split()}))
-    tokenizer.add_special_tokens({"additional_special_tokens": place_words(bins)})
+    tokenizer.add_tokens(place_words(bins))
     return tokenizer
 
 

@@ -43,7 +43,8 @@ On scenes that it has not seen:
 
 `point_u`, `point_v`: share of names at whose last token the last layer points to within one of {bins} places, along the
 image's width and height, `point_CAMERA`: along both, in this camera's; `look_CAMERA`: share of its attention that the
-head which looks at that camera gives the right cell of the picture; `point_error`: median distance, as a share of the
+head which looks at that camera gives the right cell of the picture; `see_CAMERA`: share of the things in its picture
+that the vision tower's tokens name; `point_error`: median distance, as a share of the
 image; `word_u`, `word_v`: as `point_`, of places that it says in words; `text`: share of the other tokens of its
 answers that are right.
 

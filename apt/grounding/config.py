@@ -29,7 +29,10 @@ class GroundingConfig:
     """Folder for the model, its card and what resuming needs."""
     init: Path | None = None
     """Model of an earlier run to go on from, with its sizes and tokenizer; None: fresh weights."""
-    steps: int = 2500
+    steps: int = 2000
+    vision_steps: int = 3000
+    """Steps before these in which the vision tower trains alone, on what lies in each cell: a third of the
+    time each."""
     batch: int = 32
     """Sequences of four questions each."""
     lr: float = 1.5e-3
@@ -51,6 +54,8 @@ class GroundingConfig:
         for name in ("steps", "batch", "judge_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
+        if self.vision_steps < 0:
+            raise ValueError(f"--vision-steps is {self.vision_steps}; it cannot be negative")
         for name in ("warmup", "all_cameras"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it is a share, from 0 to 1")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from apt.grounding.architecture import place_words
+from apt.grounding.places import where_words
 from apt.grounding.scenes import Place, SceneSet, Thing
 
 QUESTIONS = 4  # in a sequence; pictures cost more than words, so that one more costs little
@@ -44,15 +44,13 @@ class DialogueSampler:
     def __init__(self, scenes: SceneSet, tokenizer, tokens_per_image: int, bins: int) -> None:
         self._scenes, self._bins = scenes, bins
         self._encode = functools.cache(lambda text: tuple(tokenizer(text, add_special_tokens=False)["input_ids"]))
-        words = tokenizer.convert_tokens_to_ids(place_words(bins))
-        self._columns, self._rows = words[:bins], words[bins:]
         image = tokenizer.convert_tokens_to_ids("<|image_pad|>")
         self._image = [
             *self._encode("<|vision_start|>"),
             *([image] * tokens_per_image),
             *self._encode("<|vision_end|>"),
         ]
-        self._sentences = [_pieces(sentence) for sentence in scenes.description.sentences]
+        self._sentences = [pieces(sentence) for sentence in scenes.description.sentences]
 
     def draw(self, rng: np.random.Generator, scene: int, cameras: tuple[int, ...]) -> Dialogue:
         """A dialogue about the pictures of ``cameras``."""
@@ -119,10 +117,7 @@ class DialogueSampler:
         return [token for camera in cameras for token in self._place(thing.places[camera])]
 
     def _place(self, place: Place) -> tuple[int, ...]:
-        if place is None:
-            return self._encode(NOT_THERE)
-        column, row = (int(share * self._bins) for share in place)
-        return self._columns[column], self._rows[row]
+        return self._encode(NOT_THERE if place is None else where_words(place, self._bins))
 
     def _mention(self, made: Dialogue, thing: Thing) -> None:
         self._add(made, self._encode(f" {thing.name}"))
@@ -137,6 +132,6 @@ class DialogueSampler:
         made.is_answer += [is_answer] * len(tokens)
 
 
-def _pieces(sentence: str) -> list[tuple[str, str | None]]:
+def pieces(sentence: str) -> list[tuple[str, str | None]]:
     """Literal texts, each with the kind that is named behind it; names bring their own leading space."""
     return [(literal.rstrip(), kind) for literal, kind, _, _ in string.Formatter().parse(sentence)]

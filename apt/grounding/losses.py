@@ -34,6 +34,7 @@ class Judgement:
     wanted: torch.Tensor  # (T,)
     pointed: torch.Tensor  # (M, 2) places that the mentions' last layer points to
     looked: torch.Tensor  # (M,) share of attention on the cell where it should be
+    cells: torch.Tensor  # (I, G * G) int64, what the vision tower's tokens say lies in each cell
 
 
 class GroundingModel(nn.Module):
@@ -87,7 +88,8 @@ class GroundingModel(nn.Module):
         )
         is_image = batch.input_ids == self._encoder[0].image_token_id
         places = _cell_places(batch, self._names)
-        loss = CELL_WEIGHT * self._cell_loss(embeds[is_image], batch, places)
+        part, cells = self._cell_loss(embeds[is_image], batch, places)
+        loss = CELL_WEIGHT * part
         sequence, token, _ = batch.mention.unbind(1)
         for layer, head in zip(self._layers, self.mention_heads, strict=True):
             part, pointed = self._mention_loss(head(streams[layer][sequence, token]), batch)
@@ -101,7 +103,12 @@ class GroundingModel(nn.Module):
             before = streams[layer][:, :-1][batch.is_answer[:, 1:]]
             words = self.model.lm_head(self.model.model.language_model.norm(before)).float()
             loss = loss + weight * F.cross_entropy(words, wanted)
-        return Judgement(loss, words, wanted, pointed, looked.exp())
+        return Judgement(loss, words, wanted, pointed, looked.exp(), cells.view_as(batch.cell_name))
+
+    def seeing_loss(self, batch: GroundingBatch) -> torch.Tensor:
+        """How badly the vision tower's tokens alone tell what lies in their cells, and where."""
+        tokens, _ = self._encoder[0].see(batch.images)
+        return self._cell_loss(tokens.flatten(0, 1), batch, _cell_places(batch, self._names))[0]
 
     def _look(
         self, stream: torch.Tensor, keys_values: torch.Tensor, batch: GroundingBatch
@@ -142,7 +149,10 @@ class GroundingModel(nn.Module):
         said = said.float().unflatten(1, (-1, 2 * self._bins + 2))[row, camera]
         return _bin_loss(said[:, : 2 * self._bins], places, self._bins)
 
-    def _cell_loss(self, tokens: torch.Tensor, batch: GroundingBatch, places: torch.Tensor) -> torch.Tensor:
+    def _cell_loss(
+        self, tokens: torch.Tensor, batch: GroundingBatch, places: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Also what is said to lie in each cell (I * G * G,)."""
         said = self.cell_head(tokens).float()
         names, offset, absolute = said.split([self._names + 1, 2, 2 * self._bins], dim=1)
         wanted, where = batch.cell_name.flatten(), batch.cell_offset.flatten(0, 1)
@@ -151,7 +161,7 @@ class GroundingModel(nn.Module):
         loss = (F.cross_entropy(names, wanted, reduction="none") * weight).sum() / weight.sum()
         if there.any():
             loss = loss + OFFSET_WEIGHT * (offset[there] - where[there]).abs().mean()
-        return loss + ABSOLUTE_WEIGHT * _bin_loss(absolute, places, self._bins)
+        return loss + ABSOLUTE_WEIGHT * _bin_loss(absolute, places, self._bins), names.argmax(1)
 
     def _mention_loss(self, said: torch.Tensor, batch: GroundingBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """``said``: a head's output (M, cameras * (2 * bins + 2)). Also where is pointed to, (M, 2)."""

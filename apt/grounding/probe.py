@@ -4,7 +4,9 @@
 
 At the last token of a name, in instructions as a policy gives them, the residual stream after each decoder layer is
 read linearly: which of 48 places, along width and height, does it say that the named thing has in a camera's picture?
-An action expert can take from a layer what a linear map of it tells.
+An action expert can take from a layer what a linear map of it tells. In brackets: how often that is nearer to the named
+thing than to any other of its kind, which is what taking the right one asks for; on scenes of things that are alike
+(``--confusable 1`` of blocks' scenes) it says how well they are told apart.
 """
 
 from __future__ import annotations
@@ -53,9 +55,8 @@ class Probe:
         return self._fitting.description.cameras
 
     @torch.inference_mode()
-    def places_known(self, encoder: Qwen3VLEncoder, tokenizer, layers: Sequence[int]) -> dict[int, list[float]]:
-        """Per decoder layer, and camera in the order of :attr:`cameras`: the share of names whose place the probe tells
-        within one of ``BINS`` places, along both axes."""
+    def places_known(self, encoder: Qwen3VLEncoder, tokenizer, layers: Sequence[int]) -> dict[int, list[Known]]:
+        """Per decoder layer, and camera in the order of :attr:`cameras`."""
         fitting = self._read(encoder, tokenizer, self._fitting, layers)
         judging = self._read(encoder, tokenizer, self._judging, layers)
         found = {}
@@ -66,7 +67,9 @@ class Probe:
                 told = linear_probe(
                     fitting.streams[layer][known], fitting.place[known], judging.streams[layer][asked], BINS
                 )
-                found[layer].append(share_within(told, judging.place[asked], BINS))
+                rivals = [judging.rivals[index] for index in asked.nonzero().flatten()]
+                within = share_within(told, judging.place[asked], BINS)
+                found[layer].append(Known(within, share_apart(told, judging.place[asked], rivals, BINS)))
         return found
 
     def _read(self, encoder: Qwen3VLEncoder, tokenizer, scenes: SceneSet, layers: Sequence[int]) -> Mentions:
@@ -85,9 +88,20 @@ class Probe:
                     {layer: streams[layer].float().cpu()[sequence, token] for layer in layers},
                     camera,
                     batch.mention_place,
+                    batch.mention_rivals,
                 )
             )
         return Mentions.joined(read)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a probe tells of names in one camera's picture, as shares of them; 0 where there are none."""
+
+    within: float
+    """Places within one of ``BINS``, along both axes."""
+    apart: float
+    """Places nearer to what is named than to anything else of its kind."""
 
 
 @dataclass
@@ -97,17 +111,20 @@ class Mentions:
     Args:
         streams: by decoder layer, (M, C) at their last tokens.
         camera: (M,) in whose picture; place: (M, 2) u and v there.
+        rivals: M of (R, 2), places of other things of the same kind there.
     """
 
     streams: dict[int, torch.Tensor]
     camera: torch.Tensor
     place: torch.Tensor
+    rivals: list[torch.Tensor]
 
     @classmethod
     def joined(cls, some: Iterable[Mentions]) -> Mentions:
         some = list(some)
         streams = {layer: torch.cat([one.streams[layer] for one in some]) for layer in some[0].streams}
-        return cls(streams, torch.cat([one.camera for one in some]), torch.cat([one.place for one in some]))
+        camera, place = torch.cat([one.camera for one in some]), torch.cat([one.place for one in some])
+        return cls(streams, camera, place, [rivals for one in some for rivals in one.rivals])
 
 
 def linear_probe(features: torch.Tensor, places: torch.Tensor, asked: torch.Tensor, bins: int) -> torch.Tensor:
@@ -136,6 +153,16 @@ def share_within(told: torch.Tensor, places: torch.Tensor, bins: int) -> float:
     return float(right.all(1).float().mean()) if len(right) else 0.0
 
 
+def share_apart(told: torch.Tensor, places: torch.Tensor, rivals: Sequence[torch.Tensor], bins: int) -> float:
+    """Of bins (Q, 2), those whose middle is nearer to their own of ``places`` (Q, 2) than to any of ``rivals``, Q of
+    (R, 2); 0 where there are none."""
+    right = 0
+    for bin_, place, others in zip(told, places, rivals, strict=True):
+        middle = (bin_ + 0.5) / bins
+        right += bool((torch.dist(middle, place) < (others - middle).norm(dim=1)).all())
+    return right / len(told) if len(told) else 0.0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(
         prog="python -m apt.grounding.probe",
@@ -154,9 +181,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (CommandLineError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print("layer  " + "  ".join(probe.cameras))
-    for layer, shares in found.items():
-        told = (f"{share:>{len(name)}.0%}" for share, name in zip(shares, probe.cameras, strict=True))
+    print("layer  " + "  ".join(f"{name:>11}" for name in probe.cameras))
+    for layer, known in found.items():
+        told = (f"{f'{one.within:.0%} ({one.apart:.0%})':>11}" for one in known)
         print(f"{layer:>5}  " + "  ".join(told))
     return 0
 

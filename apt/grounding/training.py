@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from apt.grounding.architecture import build, load, make_tokenizer, place_words, save
+from apt.grounding.architecture import build, load, make_tokenizer, save
 from apt.grounding.batches import BatchMaker, GroundingBatch
 from apt.grounding.card import write_card
 from apt.grounding.config import GroundingConfig
 from apt.grounding.dialogues import DialogueSampler
 from apt.grounding.losses import GroundingModel, Judgement
+from apt.grounding.places import place_words
 from apt.grounding.scenes import SceneSet, parts_of
 from data_utils.cli import bar
 from data_utils.files import atomic_write
@@ -70,28 +71,36 @@ class GroundingRun:
         config.out.mkdir(parents=True, exist_ok=True)
         self.model.train()
         began = time.monotonic() - self.seconds
-        with bar(total=config.steps, initial=self.step, unit="step") as progress:
-            while self.step < config.steps:
+        steps = config.vision_steps + config.steps
+        with bar(total=steps, initial=self.step, unit="step") as progress:
+            while self.step < steps:
                 for group in self.optimizer.param_groups:
-                    group["lr"] = config.lr * self._rate(self.step / config.steps)
-                loss = self.model(self._batch(self.train, self.step, config.batch)).loss
+                    group["lr"] = config.lr * self._rate()
+                batch = self._batch(self.train, self.step, config.batch)
+                sees_only = self.step < config.vision_steps
+                loss = self.model.seeing_loss(batch) if sees_only else self.model(batch).loss
                 self.optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
                 self.optimizer.step()
                 self.step += 1
                 progress.update()
-                if self.step % config.judge_every == 0 or self.step == config.steps:
+                if self.step % config.judge_every == 0 or self.step == steps:
                     self.seconds = time.monotonic() - began
                     self.judged = self.judge()
                     self._save()
                     said = "  ".join(f"{name} {value:.3f}" for name, value in self.judged.items())
-                    progress.write(f"{self.step}/{config.steps}  {format_duration(self.seconds)}  {said}")
+                    progress.write(f"{self.step}/{steps}  {format_duration(self.seconds)}  {said}")
         save(self.model.model, self.tokenizer, config.out)
         write_card(config.out, config.settings(), self.train.description, len(self.train), self.judged, self.seconds)
         return self.judged
 
-    def _rate(self, share: float) -> float:
+    def _rate(self) -> float:
+        """Rises and falls once in the vision tower's own steps, and once in the others."""
+        step, steps = self.step, self.config.vision_steps
+        if step >= steps:
+            step, steps = step - steps, self.config.steps
+        share = step / steps
         return min(1.0, share / self.config.warmup) * (0.5 * (1 + math.cos(math.pi * share)) + 0.005)
 
     def _batch(self, scenes: SceneSet, number: int, size: int) -> GroundingBatch:
@@ -107,7 +116,8 @@ class GroundingRun:
         Returns:
             ``point_u``, ``point_v``: share of mentions whose last layer points to within one bin, per axis;
             ``point_CAMERA``: in both axes, in this camera's pictures; ``look_CAMERA``: share of its head's attention
-            on the cell where what is named lies;
+            on the cell where what is named lies; ``see_CAMERA``: share of things that the vision tower names in their
+            cell;
             ``point_error``: median distance as a share of the image; ``word_u``, ``word_v``: as ``point_``, of places
             that answers say; ``text``: share of the other tokens of answers that are right; ``loss``.
         """
@@ -162,6 +172,8 @@ def measure(
     for camera, name in enumerate(cameras):
         yield f"point_{name}", (off[batch.mention[:, 2] == camera].abs() <= 1 / bins).all(1)
         yield f"look_{name}", said.looked[batch.mention[:, 2] == camera]
+        there = (batch.cell_name != batch.nothing) & (batch.image_camera == camera).unsqueeze(1)
+        yield f"see_{name}", said.cells[there] == batch.cell_name[there]
     yield "point_error", off.norm(dim=1)
     places = torch.tensor(tokenizer.convert_tokens_to_ids(place_words(bins))).view(2, -1)
     for words, name in zip(places, "uv", strict=True):

@@ -48,7 +48,7 @@ class BlocksJudge(Judge):
     def __init__(self, request: EvaluationRequest) -> None:
         super().__init__(request)
         self._world_file = Path(self.recording["scene"])
-        self._world = load_world(self._world_file)
+        self._world = load_world(self._world_file).with_confusable(self.recording.get("confusable"))
 
     def settings(self) -> Sequence[str]:
         return SPLITS
@@ -66,7 +66,8 @@ class BlocksJudge(Judge):
         """What the VLM's decoder layers know, and what of it comes in; needs the simulator.
 
         ``layer N/place_known``: share of names whose place in the fixed camera's picture a linear probe tells from
-        the layer (``apt.grounding.probe``); ``layer N/let_through``: how much of the layer's features the expert's
+        the layer (``apt.grounding.probe``), ``layer N/told_apart``: of those nearer to it than to any other block's or
+        tray's; ``layer N/let_through``: how much of the layer's features the expert's
         gate lets into its own stream, the mean over channels of ``1 - sigmoid(g)``.
         """
         return self._kept("layers.json", self._by_layer)
@@ -79,7 +80,8 @@ class BlocksJudge(Judge):
             probe = Probe(Path(folder))
             known = probe.places_known(vlm.encoder, load_tokenizer(policy.train_config.vlm), range(vlm.num_layers))
         fixed = probe.cameras.index(FIXED_CAMERA)
-        found = {f"layer {layer}/place_known": shares[fixed] for layer, shares in known.items()}
+        found = {f"layer {layer}/place_known": shares[fixed].within for layer, shares in known.items()}
+        found |= {f"layer {layer}/told_apart": shares[fixed].apart for layer, shares in known.items()}
         layers = feature_layers(vlm.qwen.config.text_config.num_hidden_layers, stride)
         for feature, _, gate in policy.model.expert.fusion_gates():
             found[f"layer {layers[feature]}/let_through"] = float(1 - torch.sigmoid(gate).mean())

@@ -16,9 +16,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from apt.grounding.pairs import PAIRS_FILE, PairsConfig, write_pairs
 from data_utils.files import write_text
 from examples.blocks.evaluate import BlocksEvaluateConfig, closing_line
 from examples.blocks.record import BlocksRecordConfig
+from examples.blocks.scenes import PER_PART, ScenesConfig, render
 from examples.blocks.world import WORLD_FILE
 from examples.errors import SimulatorError
 from examples.pickplace.evaluate import evaluate
@@ -26,6 +28,7 @@ from examples.pickplace.record import record
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = "ckpt_latest.pt"
+PAIRS_SEED = 1  # of scenes that no VLM is judged on
 WORKERS = 2  # simulators side by side
 HELD_OUT = 10  # demonstrations to evaluate on, where that is neither more nor less of all than
 MOST_HELD_OUT, LEAST_HELD_OUT = 0.5, 0.03
@@ -49,11 +52,25 @@ class Recipe:
     seed: int = 0
     world: Path = WORLD_FILE
 
-    def record(self, episodes: int) -> None:
-        """Demonstrations of the scripted expert, and where training finds them."""
-        demos = self.out / "demos"
-        record(BlocksRecordConfig(demos, episodes=episodes, seed=self.seed, workers=WORKERS, scene=str(self.world)))
+    def record(self, episodes: int, confusable: float | None = None) -> None:
+        """Demonstrations of the scripted expert, and where training finds them.
+
+        ``confusable``: share of them in which other blocks have the named one's colour and its shape; None: the
+        world's.
+        """
+        demos, scene = self.out / "demos", str(self.world)
+        record(BlocksRecordConfig(demos, episodes, self.seed, WORKERS, scene=scene, confusable=confusable))
         write_text(self._places, f'default:\n  Blocks: "{demos}"\n')
+
+    def write_pairs(self, scenes: int) -> Path:
+        """Image-text pairs that ask where things are, about scenes of things that are alike; returns their file."""
+        rendered, pairs = self.out / "scenes", self.out / "pairs"
+        if not (pairs / PAIRS_FILE).exists():
+            # A part more: the first is for judging alone.
+            config = ScenesConfig(rendered, scenes + PER_PART, PAIRS_SEED, WORKERS, confusable=1.0)
+            render(config)
+            write_pairs(PairsConfig(rendered, pairs))
+        return pairs / PAIRS_FILE
 
     def train(self, stage: int, name: str, iterations: int, *flags: str) -> Path:
         """Stage 0 (VA prior) or 1 (VLA) of a run; gone on with where it stopped, left alone where it is done. Returns

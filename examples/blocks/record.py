@@ -18,7 +18,7 @@ import numpy as np
 
 from examples.blocks.env import BlocksEnv
 from examples.blocks.shipped import DENOISING_STEPS, EXECUTE_STEPS
-from examples.blocks.world import WORLD_FILE, load_world
+from examples.blocks.world import WORLD_FILE, World, load_world
 from examples.control import pose_to_action
 from examples.pickplace.env import PickPlaceEnv
 from examples.pickplace.expert import Phase, ScriptedExpert
@@ -44,6 +44,8 @@ class BlocksRecordConfig(RecordConfig):
     """Share of the episodes that begin on the way to another block than the named one."""
     nearest: float | None = None
     """Share of the episodes in which the named block lies nearest to the trays, and need not be named; None: chance."""
+    confusable: float | None = None
+    """Share of the episodes in which other blocks have the named one's colour and its shape; None: the world's."""
     lead: Path | None = None
     """Policy that begins the other episodes, a run's .pt or an exported folder; None: they begin with the expert."""
 
@@ -58,10 +60,13 @@ class BlocksRecordConfig(RecordConfig):
             raise ValueError(f"--nearest is {self.nearest}; it is a share of the episodes, between 0 and 1")
 
     def make_env(self) -> BlocksEnv:
-        return BlocksEnv(self.split, self.image_size, load_world(Path(self.scene)), self.paraphrases, self.nearest)
+        return BlocksEnv(self.split, self.image_size, self._world(), self.paraphrases, self.nearest)
+
+    def _world(self) -> World:
+        return load_world(Path(self.scene)).with_confusable(self.confusable)
 
     def check(self) -> None:
-        load_world(Path(self.scene)).split(self.split)
+        self._world().split(self.split)
         if self.lead is not None and not self.lead.exists():
             raise FileNotFoundError(f"--lead {self.lead} does not exist")
 
@@ -82,6 +87,7 @@ class BlocksRecordConfig(RecordConfig):
             "misses": self.misses,
             "detours": self.detours,
             "nearest": self.nearest,
+            "confusable": self.confusable,
             "lead": None if self.lead is None else str(self.lead),
         }
 

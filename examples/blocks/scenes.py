@@ -22,6 +22,7 @@ from apt.grounding.scenes import PART, Place, SetDescription, Thing, write_part
 from data_utils.cli import CommandLineError, bar, check_writable, parse
 from data_utils.geometry.camera import project
 from examples.blocks.env import BlocksEnv
+from examples.blocks.world import load_world
 from examples.errors import SimulatorError
 from examples.headless import select_gl
 from examples.pickplace.env import gripper_down
@@ -43,6 +44,8 @@ class ScenesConfig:
     workers: int = 2
     """Processes; one simulator each."""
     image_size: int = 128
+    confusable: float | None = None
+    """Share of the scenes in which blocks share a colour, and others a shape; None: as in the world's episodes."""
 
     def __post_init__(self) -> None:
         for name in ("scenes", "workers", "image_size"):
@@ -88,6 +91,7 @@ def _place(env: BlocksEnv, camera: str, position: np.ndarray) -> Place:
 
 def render(config: ScenesConfig) -> None:
     """Make the parts that are missing."""
+    load_world().with_confusable(config.confusable)  # complains here rather than in a worker
     select_gl()
     count = -(-config.scenes // PER_PART)
     missing = [number for number in range(count) if not (config.out / PART.format(number)).is_dir()]
@@ -108,7 +112,7 @@ def _render_part(config: ScenesConfig, number: int) -> None:
     global _worker_env
     os.environ.setdefault("LP_NUM_THREADS", "1")  # Mesa's rasteriser: one process per core does better than threads
     if _worker_env is None:
-        _worker_env = BlocksEnv("SO", config.image_size)
+        _worker_env = BlocksEnv("SO", config.image_size, load_world().with_confusable(config.confusable))
     world = _worker_env.world
     sentences = (*world.instructions, *world.unseen_instructions)
     description = SetDescription(tuple(world.cameras), config.image_size, sentences)

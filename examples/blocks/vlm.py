@@ -19,11 +19,14 @@ from examples.blocks.recipe import Steps, in_one_line, run
 @dataclass(frozen=True)
 class MakeVLMConfig:
     out: Path = Path("blocks_vlm_out")
-    """Folder for the pictures (``scenes``, 1.4 GB) and the model (``vlm``)."""
-    scenes: int = 14250
-    """Labelled scenes; 250 of them are for judging alone."""
+    """Folder for the pictures (``scenes``, 2 GB) and the model (``vlm``)."""
+    scenes: int = 20250
+    """Labelled scenes; 250 of them are for judging alone. In all of them blocks share a colour, and others a shape:
+    telling these apart is what takes longest to learn."""
+    vision_steps: int | None = None
+    """Training steps of the vision tower alone; None: as apt.grounding does."""
     steps: int | None = None
-    """Training steps; None: as apt.grounding does."""
+    """Training steps after them; None: as apt.grounding does."""
     seed: int = 0
     workers: int = 2
     """Processes that render."""
@@ -31,13 +34,14 @@ class MakeVLMConfig:
 
 def make(config: MakeVLMConfig) -> None:
     out, steps = config.out.resolve(), Steps(2)
-    seed = ("--seed", str(config.seed))
     steps.begin("pictures of both cameras, with the names and places of what they show")
-    scenes = ("--scenes", str(config.scenes), "--workers", str(config.workers))
-    run("examples.blocks.scenes", "--out", str(out / "scenes"), *scenes, *seed)
+    scenes = ("--scenes", str(config.scenes), "--workers", str(config.workers), "--confusable", "1")
+    run("examples.blocks.scenes", "--out", str(out / "scenes"), *scenes, "--seed", str(config.seed + 1))
     steps.begin("the model")
-    length = () if config.steps is None else ("--steps", str(config.steps))
-    run("apt.grounding", "--scenes", str(out / "scenes"), "--out", str(out / "vlm"), *length, *seed)
+    folders = ("--scenes", str(out / "scenes"), "--out", str(out / "vlm"))
+    lengths = {"--vision-steps": config.vision_steps, "--steps": config.steps}
+    length = [word for flag, count in lengths.items() if count is not None for word in (flag, str(count))]
+    run("apt.grounding", *folders, *length, "--seed", str(config.seed))
     print(f"{out / 'vlm'}, in {steps.seconds:.0f} s; its card is README.md, --vlm takes it")
 
 

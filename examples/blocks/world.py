@@ -147,6 +147,17 @@ class World:
         if unknown:
             raise ValueError(f"{where}: {', '.join(unknown)} is not among colors {', '.join(self.colors)}")
 
+    def with_confusable(self, share: float | None) -> World:
+        """The world where such a share of the episodes have blocks that are alike; None: as it is.
+
+        Raises ``ValueError`` where it is no share.
+        """
+        if share is None:
+            return self
+        if not 0 <= share <= 1:
+            raise ValueError(f"confusable is {share}; it is a share of the episodes, between 0 and 1")
+        return dataclasses.replace(self, confusable=share)
+
     @property
     def seen_blocks(self) -> tuple[Block, ...]:
         return tuple(Block(color, shape) for shape, colors in self.seen.items() for color in colors)

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SMALLER = {"--scenes": "500", "--episodes": "2"}
-FURTHER = {"apt.grounding": ["--steps", "2", "--batch", "2", "--judge-every", "2"]}
+FURTHER = {"apt.grounding": ["--vision-steps", "2", "--steps", "2", "--batch", "2", "--judge-every", "2"]}
 
 pytestmark = [
     pytest.mark.sim,
@@ -46,7 +46,7 @@ def test_every_command_runs_as_it_is_written(document, tmp_path):
         done = subprocess.run(smaller(command, tmp_path), cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, (command, done.stderr)
         ran += 1
-    assert ran == {"docs/small_vlm.md": 4, "examples/blocks/README.md": 4}[document]
+    assert ran == {"docs/small_vlm.md": 5, "examples/blocks/README.md": 4}[document]
     if document.startswith("docs"):
         assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= {
             path.name for path in (tmp_path / "models/blocks_vlm").iterdir()

@@ -44,8 +44,8 @@ def test_the_quickstart_shows_before_and_after_and_does_nothing_twice(tmp_path):
 
 @pytest.mark.slow
 def test_the_training_of_blocks_goes_on_after_ctrl_c_and_leaves_both_policies(tmp_path):
-    sizes = "--episodes 6 --va-iter 4 --vla-iter 400 --tune-iter 2 --trials 1 --splits SO UI --compile no"
-    given = ["--out", str(tmp_path), *sizes.split()]
+    sizes = "--episodes 6 --va-iter 4 --vla-iter 400 --tune-iter 2 --pair-scenes 250 --trials 1"
+    given = ["--out", str(tmp_path), *sizes.split(), "--splits", "SO", "UI", "--compile", "no"]
     process = subprocess.Popen(command("train", *given), cwd=ROOT, start_new_session=True, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
     log, deadline = tmp_path / "logs/vla/metrics.jsonl", time.monotonic() + 300
@@ -85,7 +85,7 @@ def test_a_recipe_that_cannot_run_says_so_in_one_line(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_one_command_makes_a_small_vlm_that_policies_take(tmp_path):
-    given = ["--out", str(tmp_path), "--scenes", "500", "--steps", "2"]
+    given = ["--out", str(tmp_path), "--scenes", "500", "--vision-steps", "2", "--steps", "2"]
     done = subprocess.run(command("vlm", *given), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"{tmp_path / 'vlm'}, in " in done.stdout

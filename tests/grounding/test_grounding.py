@@ -137,7 +137,7 @@ def test_where_a_name_looks_is_what_that_layers_own_attention_says(folder, tmp_p
 
 def config_of(folder, out, **changes):
     fields = {"steps": 6, "batch": 4, "judge_every": 3, "all_cameras": 0.5, "sizes": SIZES, "threads": 1}
-    fields |= {"looking_layer": 1}
+    fields |= {"looking_layer": 1, "vision_steps": 4}
     return GroundingConfig(folder, out, **{**fields, **changes})
 
 
@@ -163,14 +163,15 @@ def test_a_stopped_training_goes_on_to_the_same_weights(folder, tmp_path):
     )
     assert whole.keys() == other.keys() and all(torch.equal(whole[name], other[name]) for name in whole)
     lines = (tmp_path / "stopped/progress.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [3, 6]
+    assert [json.loads(line)["step"] for line in lines] == [3, 6, 9, 10]
     with pytest.raises(ConfigError, match="of a run with other settings"):
         GroundingRun(config_of(folder, tmp_path / "stopped", lr=1e-2))
 
 
 def test_the_folder_it_leaves_is_a_vlm_like_any_other(folder, tmp_path, capsys):
     arguments = (
-        f"--scenes {folder} --out {tmp_path / 'vlm'} --steps 2 --batch 2 --judge-every 2 --threads 1 --looking-layer 1"
+        f"--scenes {folder} --out {tmp_path / 'vlm'} --vision-steps 1 --steps 2 --batch 2 --judge-every 2 --threads 1 "
+        "--looking-layer 1"
     )
     sizes = [f"--sizes.{name.replace('_', '-')}={value}" for name, value in dataclasses.asdict(SIZES).items()]
     assert main([*arguments.split(), *sizes]) == 0
@@ -199,11 +200,23 @@ def test_a_training_goes_on_from_an_earlier_model_of_the_same_sizes(folder, tmp_
 
 
 def test_a_few_hundred_steps_teach_where_a_coloured_square_is(folder, tmp_path):
-    run = GroundingRun(config_of(folder, tmp_path, steps=60, batch=8, judge_every=60, lr=3e-3, all_cameras=0.0))
+    lengths = {"vision_steps": 0, "steps": 60, "judge_every": 60}
+    run = GroundingRun(config_of(folder, tmp_path, **lengths, batch=8, lr=3e-3, all_cameras=0.0))
     before = run.judge()
     after = run.run()
     assert after["loss"] < 0.75 * before["loss"] and after["text"] > before["text"] + 0.2
     assert after["look_fixed"] > 2 * before["look_fixed"]
+
+
+def test_the_vision_tower_learns_what_it_sees_before_the_decoder_learns_at_all(folder, tmp_path):
+    lengths = {"vision_steps": 60, "steps": 1, "judge_every": 100}  # the one step begins at a rate of 0
+    run = GroundingRun(config_of(folder, tmp_path, **lengths, batch=8, lr=3e-3))
+    batch = run._batch(run.train, 0, 8)
+    before = float(run.model.seeing_loss(batch))
+    decoder = {name: tensor.clone() for name, tensor in run.model.model.model.language_model.state_dict().items()}
+    assert {"see_fixed", "see_wrist"} <= run.run().keys()
+    assert float(run.model.seeing_loss(batch)) < 0.7 * before
+    assert all(map(torch.equal, decoder.values(), run.model.model.model.language_model.state_dict().values()))
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from apt.grounding.architecture import SmallVLM, build, make_tokenizer
+from apt.grounding.batches import BatchMaker
 from apt.grounding.dialogues import DialogueSampler
-from apt.grounding.probe import BINS, Probe, linear_probe, main, share_within
+from apt.grounding.probe import BINS, Probe, linear_probe, main, share_apart, share_within
 from apt.grounding.scenes import SceneSet, SetDescription, parts_of, write_part
 from apt.grounding.training import IMAGE_STATISTICS
 from apt.model.encoders.prompts import PromptTokenizer
@@ -54,7 +55,29 @@ def test_every_layer_of_a_model_is_probed_in_every_cameras_picture(folder):
     assert probe.cameras == ("fixed", "wrist")
     assert set(found) == {0, 1, 2} and all(len(shares) == 2 for shares in found.values())
     assert found == Probe(folder).places_known(encoder, tokenizer, range(3)), "the same questions"
-    assert all(0 <= share <= 0.5 for shares in found.values() for share in shares), "nothing has learned here"
+    assert all(0 <= one.within <= 0.5 for known in found.values() for one in known), "nothing has learned here"
+
+
+def test_a_thing_is_told_apart_where_the_place_is_nearer_to_it_than_to_others_of_its_kind():
+    places, told = torch.tensor([[0.3, 0.5]] * 3), torch.tensor([[3, 5], [3, 5], [7, 5]])
+    rivals = [torch.tensor([[0.8, 0.5]]), torch.empty(0, 2), torch.tensor([[0.8, 0.5], [0.1, 0.1]])]
+    assert share_apart(told, places, rivals, bins=10) == pytest.approx(2 / 3)
+    assert share_apart(told[:0], places[:0], [], bins=10) == 0
+
+
+def test_rivals_are_the_other_things_of_a_kind_in_the_same_picture(folder):
+    scenes = SceneSet(parts_of(folder))
+    tokenizer = make_tokenizer((*NAMES, *SENTENCES), BINS)
+    sampler = DialogueSampler(scenes, tokenizer, (SIZE // 16) ** 2, BINS)
+    maker = BatchMaker(scenes, sampler, scenes.names(), SIZE // 16, 0, tokenizer.convert_tokens_to_ids("<|image_pad|>"))
+    batch = maker.instructions(np.random.default_rng(0), np.arange(len(scenes)))
+    for (sequence, _, camera), place, rivals in zip(
+        batch.mention.tolist(), batch.mention_place, batch.mention_rivals, strict=True
+    ):
+        shown = {thing.name: thing.places[camera] for thing in scenes.things[sequence] if thing.places[camera]}
+        (name,) = (name for name, there in shown.items() if np.allclose(there, place))
+        others = [shown[other] for other in NAMES[:2] if other in shown and other != name] if "cube" in name else []
+        np.testing.assert_allclose(rivals.numpy(), np.reshape(others, (-1, 2)), rtol=1e-6)
 
 
 def test_an_instruction_is_what_a_policy_gets_and_ends_before_any_answer(folder):

@@ -90,6 +90,11 @@ class Qwen3VLEncoder(nn.Module):
         vision = self.model.config.vision_config
         return vision.patch_size * vision.spatial_merge_size
 
+    def see(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """What the decoder is given of ``images`` (Nimg, 3, H, W) uint8: (Nimg, tokens, C), and as much per DeepStack
+        level."""
+        return self._vision(images)
+
     def forward(
         self,
         images: torch.Tensor,
@@ -114,7 +119,7 @@ class Qwen3VLEncoder(nn.Module):
         slots = (input_ids == self.image_token_id).unsqueeze(-1)
         levels: list[torch.Tensor] = []
         if len(images):
-            image_embeds, deepstack = self._vision(images)
+            image_embeds, deepstack = self.see(images)
             embeds = embeds.masked_scatter(slots, image_embeds.to(embeds.dtype))
             zeros = torch.zeros_like(embeds)
             levels = [zeros.masked_scatter(slots, level.to(zeros.dtype)) for level in deepstack]
