@@ -212,10 +212,10 @@ def test_the_vision_tower_learns_what_it_sees_before_the_decoder_learns_at_all(f
     lengths = {"vision_steps": 60, "steps": 1, "judge_every": 100}  # the one step begins at a rate of 0
     run = GroundingRun(config_of(folder, tmp_path, **lengths, batch=8, lr=3e-3))
     batch = run._batch(run.train, 0, 8)
-    before = float(run.model.seeing_loss(batch))
+    before = run.model.seeing_loss(batch).item()
     decoder = {name: tensor.clone() for name, tensor in run.model.model.model.language_model.state_dict().items()}
     assert {"see_fixed", "see_wrist"} <= run.run().keys()
-    assert float(run.model.seeing_loss(batch)) < 0.7 * before
+    assert run.model.seeing_loss(batch).item() < 0.7 * before
     assert all(map(torch.equal, decoder.values(), run.model.model.model.language_model.state_dict().values()))
 
 
