@@ -7,6 +7,8 @@ import importlib
 import sys
 from dataclasses import dataclass
 
+from apt import __version__
+
 NAME = "apt-vla"
 
 
@@ -38,12 +40,10 @@ PROGRAMS = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    import apt
-
     parser = argparse.ArgumentParser(
         prog=NAME, description="Action expert pretraining for vision-language-action policies.", allow_abbrev=False
     )
-    parser.add_argument("--version", action="version", version=f"{NAME} {apt.__version__}")
+    parser.add_argument("--version", action="version", version=f"{NAME} {__version__}")
     shells = ("bash", "zsh", "tcsh")
     how = f'completion for a shell: eval "$({NAME} --print-completion bash)"'
     parser.add_argument("--print-completion", choices=shells, help=how)

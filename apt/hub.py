@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from data_utils.words import one_line
 from train_utils.places import named_checkpoint
 
 CARD_PLACE = "path/of/this/folder"
@@ -141,12 +142,8 @@ def _said_in_one_line(repo: str) -> Iterator[None]:
             raise HubError(
                 f"the Hub refuses {repo} ({status}): log in with a token that may (hf auth login)"
             ) from error
-        raise HubError(f"the Hub refuses {repo}: {_first_line(error)}") from error
+        raise HubError(f"the Hub refuses {repo}: {one_line(error)}") from error
     except (errors.HTTPError, errors.OfflineModeIsEnabled) as error:
-        raise HubError(f"{repo}: the Hub cannot be reached ({_first_line(error)})") from error
+        raise HubError(f"{repo}: the Hub cannot be reached ({one_line(error)})") from error
     except errors.HFValidationError as error:
-        raise HubError(f"{repo} is no repository's name: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+        raise HubError(f"{repo} is no repository's name: {one_line(error)}") from error

@@ -27,7 +27,7 @@ class GroundingBatch:
     mention: torch.Tensor  # (M, 3) int64: sequence, token, camera in whose picture it lies
     mention_seen: torch.Tensor  # (M,) int64, the token of the cell where it lies there
     mention_place: torch.Tensor  # (M, 2) u and v there
-    mention_rivals: list[torch.Tensor]  # M of (R, 2), where other things of its kind lie there
+    mentioned: list[tuple[int, Thing]]  # M scenes, and what is named of each
 
 
 class BatchMaker:
@@ -67,7 +67,7 @@ class BatchMaker:
         ids = np.full((len(made), length), self._pad_id)
         positions = np.zeros((3, len(made), length), np.int64)
         is_answer, mask = np.zeros(ids.shape, bool), np.zeros(ids.shape, bool)
-        images, cameras, cells, offsets, mentions, seen, places, rivals = [], [], [], [], [], [], [], []
+        images, cameras, cells, offsets, mentions, seen, places, mentioned = [], [], [], [], [], [], [], []
         for row, dialogue in enumerate(made):
             start = length - len(dialogue.ids)
             ids[row, start:], is_answer[row, start:], mask[row, start:] = dialogue.ids, dialogue.is_answer, True
@@ -84,9 +84,7 @@ class BatchMaker:
                         mentions.append((row, start + token, camera))
                         seen.append(pictures[slot] + self._cell(thing.places[camera]))
                         places.append(thing.places[camera])
-                        others = [other for other in things if other.kind == thing.kind and other.name != thing.name]
-                        shown = [other.places[camera] for other in others if other.places[camera] is not None]
-                        rivals.append(torch.tensor(shown, dtype=torch.float32).view(-1, 2))
+                        mentioned.append((dialogue.scene, thing))
         return GroundingBatch(
             images=torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(),
             image_camera=torch.tensor(cameras),
@@ -100,7 +98,7 @@ class BatchMaker:
             mention=torch.tensor(mentions, dtype=torch.int64).view(-1, 3),
             mention_seen=torch.tensor(seen, dtype=torch.int64),
             mention_place=torch.tensor(places, dtype=torch.float32).view(-1, 2),
-            mention_rivals=rivals,
+            mentioned=mentioned,
         )
 
     def _positions(self, ids: np.ndarray) -> np.ndarray:

@@ -48,6 +48,7 @@ def write_pairs(config: PairsConfig) -> Path:
 
     Raises:
         DataError: see :class:`apt.grounding.scenes.SceneSet`.
+        OSError: a picture cannot be written.
     """
     scenes, rng = SceneSet(parts_of(config.scenes)[1:]), np.random.default_rng(config.seed)
     sentences = [pieces(sentence) for sentence in scenes.description.sentences]
@@ -60,7 +61,8 @@ def write_pairs(config: PairsConfig) -> Path:
             if not asked:
                 continue
             image = f"images/{scene:05d}_{name}.png"
-            cv2.imwrite(str(config.out / image), scenes.image(scene, camera)[..., ::-1])
+            if not cv2.imwrite(str(config.out / image), scenes.image(scene, camera)[..., ::-1]):
+                raise OSError(f"{config.out / image} cannot be written; is the disk full?")
             lines += [json.dumps({"image": image, "prompt": prompt, "answer": answer}) for prompt, answer in asked]
     file = config.out / PAIRS_FILE
     write_text(file, "\n".join(lines) + "\n")
@@ -92,7 +94,7 @@ def main(argv: list[str]) -> int:
         config = parse(PairsConfig, argv, "python -m apt.grounding.pairs", "Write image-text pairs about scenes.")
         check_writable(config.out, "--out")
         file = write_pairs(config)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{file}, which --image_text_pairs takes")

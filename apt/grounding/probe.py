@@ -23,7 +23,7 @@ from torch import nn
 
 from apt.grounding.batches import BatchMaker
 from apt.grounding.dialogues import DialogueSampler
-from apt.grounding.scenes import SceneSet, parts_of
+from apt.grounding.scenes import SceneSet, Thing, parts_of
 from apt.model.config import feature_layers
 from apt.model.encoders import hub
 from apt.model.encoders.qwen3vl import Qwen3VLEncoder
@@ -67,9 +67,9 @@ class Probe:
                 told = linear_probe(
                     fitting.streams[layer][known], fitting.place[known], judging.streams[layer][asked], BINS
                 )
-                rivals = [judging.rivals[index] for index in asked.nonzero().flatten()]
+                others = [judging.rivals[index] for index in asked.nonzero().flatten()]
                 within = share_within(told, judging.place[asked], BINS)
-                found[layer].append(Known(within, share_apart(told, judging.place[asked], rivals, BINS)))
+                found[layer].append(Known(within, share_apart(told, judging.place[asked], others, BINS)))
         return found
 
     def _read(self, encoder: Qwen3VLEncoder, tokenizer, scenes: SceneSet, layers: Sequence[int]) -> Mentions:
@@ -88,7 +88,10 @@ class Probe:
                     {layer: streams[layer].float().cpu()[sequence, token] for layer in layers},
                     camera,
                     batch.mention_place,
-                    batch.mention_rivals,
+                    [
+                        rivals(scenes.things[scene], thing, int(shown_by))
+                        for (scene, thing), shown_by in zip(batch.mentioned, camera, strict=True)
+                    ],
                 )
             )
         return Mentions.joined(read)
@@ -124,7 +127,7 @@ class Mentions:
         some = list(some)
         streams = {layer: torch.cat([one.streams[layer] for one in some]) for layer in some[0].streams}
         camera, place = torch.cat([one.camera for one in some]), torch.cat([one.place for one in some])
-        return cls(streams, camera, place, [rivals for one in some for rivals in one.rivals])
+        return cls(streams, camera, place, [others for one in some for others in one.rivals])
 
 
 def linear_probe(features: torch.Tensor, places: torch.Tensor, asked: torch.Tensor, bins: int) -> torch.Tensor:
@@ -151,6 +154,13 @@ def share_within(told: torch.Tensor, places: torch.Tensor, bins: int) -> float:
     """Of bins (Q, 2), those at most one beside the places' own, along both axes; 0 where there are none."""
     right = (told - (places * bins).long().clamp(max=bins - 1)).abs() <= 1
     return float(right.all(1).float().mean()) if len(right) else 0.0
+
+
+def rivals(things: Iterable[Thing], named: Thing, camera: int) -> torch.Tensor:
+    """(R, 2) places of what else of its kind a camera's picture shows."""
+    others = (thing for thing in things if thing.kind == named.kind and thing.name != named.name)
+    shown = [other.places[camera] for other in others if other.places[camera] is not None]
+    return torch.tensor(shown, dtype=torch.float32).view(-1, 2)
 
 
 def share_apart(told: torch.Tensor, places: torch.Tensor, rivals: Sequence[torch.Tensor], bins: int) -> float:

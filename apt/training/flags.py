@@ -15,8 +15,9 @@ MEETING_PORT = 29500  # that several machines must agree on
 
 def build_parser(command: str) -> argparse.ArgumentParser:
     finetune = command == "finetune"
+    program, called = launcher(command)
     parser = Parser(
-        prog=f"scripts/{command}.sh" if launcher(command)[0] == "bash" else " ".join(launcher(command)),
+        prog=f"scripts/{command}.sh" if program == "bash" else f"{program} {called}",
         description=(
             "Fine-tune a pretrained policy." if finetune else "Train a policy: stage 0 (VA prior), then stage 1 (VLA)."
         ),

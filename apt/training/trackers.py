@@ -16,6 +16,7 @@ import numpy as np
 
 from apt.configs import NO_TRACKER, TrainConfig
 from data_utils.files import read_json, write_json
+from data_utils.words import one_line
 from train_utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,6 @@ class Trackers:
     """
 
     def __init__(self, config: TrainConfig, log_dir: Path) -> None:
-        check_trackers(config.report_to)
         ids_file = config.run_dir / IDS_FILE
         ids = read_json(ids_file) if config.resume and ids_file.is_file() else {}
         self._open: dict[str, Tracker] = {}
@@ -64,7 +64,7 @@ class Trackers:
                 self._open[name] = _OPENERS[name](config, log_dir, ids)
             except Exception as error:  # of many kinds, none of which the packages promise
                 self.close()
-                raise ConfigError(f"--report_to {name} cannot be opened: {_first_line(error)}") from error
+                raise ConfigError(f"--report_to {name} cannot be opened: {one_line(repr(error))}") from error
         if ids:
             write_json(ids_file, ids)
 
@@ -84,7 +84,11 @@ class Trackers:
                 getattr(tracker, what)(*arguments)
             except Exception as error:  # training is worth more than a curve
                 del self._open[name]
-                logger.warning("%s has failed and gets nothing more of this run: %s", name, _first_line(error))
+                logger.warning(
+                    "%s has failed and gets nothing more of this run: %s",
+                    name,
+                    one_line(repr(error)),
+                )
 
 
 class _TensorBoard:
@@ -154,7 +158,3 @@ class _Trackio:
 
 
 _OPENERS = {"tensorboard": _TensorBoard, "wandb": _WeightsAndBiases, "trackio": _Trackio}
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -9,7 +9,7 @@ import torch
 from apt.grounding.architecture import SmallVLM, build, make_tokenizer
 from apt.grounding.batches import BatchMaker
 from apt.grounding.dialogues import DialogueSampler
-from apt.grounding.probe import BINS, Probe, linear_probe, main, share_apart, share_within
+from apt.grounding.probe import BINS, Probe, linear_probe, main, rivals, share_apart, share_within
 from apt.grounding.scenes import SceneSet, SetDescription, parts_of, write_part
 from apt.grounding.training import IMAGE_STATISTICS
 from apt.model.encoders.prompts import PromptTokenizer
@@ -60,8 +60,8 @@ def test_every_layer_of_a_model_is_probed_in_every_cameras_picture(folder):
 
 def test_a_thing_is_told_apart_where_the_place_is_nearer_to_it_than_to_others_of_its_kind():
     places, told = torch.tensor([[0.3, 0.5]] * 3), torch.tensor([[3, 5], [3, 5], [7, 5]])
-    rivals = [torch.tensor([[0.8, 0.5]]), torch.empty(0, 2), torch.tensor([[0.8, 0.5], [0.1, 0.1]])]
-    assert share_apart(told, places, rivals, bins=10) == pytest.approx(2 / 3)
+    others = [torch.tensor([[0.8, 0.5]]), torch.empty(0, 2), torch.tensor([[0.8, 0.5], [0.1, 0.1]])]
+    assert share_apart(told, places, others, bins=10) == pytest.approx(2 / 3)
     assert share_apart(told[:0], places[:0], [], bins=10) == 0
 
 
@@ -71,13 +71,16 @@ def test_rivals_are_the_other_things_of_a_kind_in_the_same_picture(folder):
     sampler = DialogueSampler(scenes, tokenizer, (SIZE // 16) ** 2, BINS)
     maker = BatchMaker(scenes, sampler, scenes.names(), SIZE // 16, 0, tokenizer.convert_tokens_to_ids("<|image_pad|>"))
     batch = maker.instructions(np.random.default_rng(0), np.arange(len(scenes)))
-    for (sequence, _, camera), place, rivals in zip(
-        batch.mention.tolist(), batch.mention_place, batch.mention_rivals, strict=True
+    for (sequence, _, camera), place, (scene, thing) in zip(
+        batch.mention.tolist(), batch.mention_place, batch.mentioned, strict=True
     ):
+        assert scene == sequence
         shown = {thing.name: thing.places[camera] for thing in scenes.things[sequence] if thing.places[camera]}
         (name,) = (name for name, there in shown.items() if np.allclose(there, place))
         others = [shown[other] for other in NAMES[:2] if other in shown and other != name] if "cube" in name else []
-        np.testing.assert_allclose(rivals.numpy(), np.reshape(others, (-1, 2)), rtol=1e-6)
+        found = rivals(scenes.things[scene], thing, camera)
+        assert thing.name == name
+        np.testing.assert_allclose(found.numpy(), np.reshape(others, (-1, 2)), rtol=1e-6)
 
 
 def test_an_instruction_is_what_a_policy_gets_and_ends_before_any_answer(folder):
