@@ -75,14 +75,13 @@ def _wanted(datasets: Sequence[str], config: dict) -> str:
 def _shown(data: DataConfig) -> tuple[str, ...]:
     height, width = data.image_hw
     gap = "a time step" if data.sample_state_gaps == 1 else f"{data.sample_state_gaps} time steps"
-    step = data.sample_dt if data.sample_dt is not None else data.record_dt
-    counts_steps = data.sample_dt == 1.0 and data.record_dt is None  # control steps of a simulator
-    told = "measured" if step is None else "1 control step" if counts_steps else f"{step:.4g} s"
+    unit = data.time_unit.removesuffix("s") if data.time_step == 1 else data.time_unit
+    step = "measured" if data.time_step is None else f"{data.time_step:.4g} {unit}"
     return (
         ", ".join(f"{name} (wrist)" if name in data.wrist_cameras else name for name in data.cameras),
         f"{width}x{height}",
         "1" if data.num_arms == 1 else f"1 to {data.num_arms}",
-        told,
+        step,
         f"{data.num_future} poses, {gap} apart",
     )
 

@@ -85,6 +85,16 @@ class DataConfig:
     def num_arms(self) -> int:
         return len(self.ee_indices)
 
+    @property
+    def time_step(self) -> float | None:
+        """Unit of the gaps, in the frames' clock; None: measured from the frames."""
+        return self.sample_dt if self.sample_dt is not None else self.record_dt
+
+    @property
+    def time_unit(self) -> str:
+        """Simulated sets count control steps, by a ``sample_dt`` of 1 (docs/data.md); all others seconds."""
+        return "control steps" if self.sample_dt == 1.0 and self.record_dt is None else "seconds"
+
     def reference_cameras(self, arm: int) -> tuple[str, ...]:
         """Candidates for the reference camera of arm ``arm`` (an index into ``ee_indices``)."""
         return self.ee_ref_cams[arm] if self.ee_ref_cams else self.cameras[:1]

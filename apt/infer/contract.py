@@ -34,14 +34,13 @@ class ObservationContract:
 
     @property
     def time_step(self) -> float | None:
-        """Unit of the config's gaps, in the frames' clock; None: measured from the frames."""
-        return self.config.sample_dt if self.config.sample_dt is not None else self.config.record_dt
+        """See :attr:`data_utils.config.DataConfig.time_step`."""
+        return self.config.time_step
 
     @property
     def time_unit(self) -> str:
-        """Simulated sets count control steps, by a ``sample_dt`` of 1 (docs/data.md); all others seconds."""
-        config = self.config
-        return "control steps" if config.sample_dt == 1.0 and config.record_dt is None else "seconds"
+        """See :attr:`data_utils.config.DataConfig.time_unit`."""
+        return self.config.time_unit
 
     @property
     def chunk_length(self) -> float | None:

@@ -240,3 +240,13 @@ def test_parts_of_other_settings_do_not_mix(tmp_path):
 def test_a_part_that_there_is_not_is_one_line(tmp_path, capsys):
     assert main(["lerobot", "--src", str(tmp_path), "--out", str(tmp_path / "out"), "--shard", "4/4"]) == 2
     assert "--shard is 4/4; the parts are 0/4 to 3/4" in capsys.readouterr().err
+
+
+def test_an_array_task_of_slurm_runs_its_part():
+    script = ["bash", "scripts/slurm/parts.sbatch", "data_utils.convert", "lerobot", "--out", "episodes"]
+    task = {**os.environ, "PYTHON": "echo", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "2"}
+    for more, part in (({"PARTS": "16"}, "3/16"), ({"SLURM_ARRAY_TASK_COUNT": "4"}, "3/4")):
+        said = subprocess.run(
+            script, cwd=REPOSITORY, env=task | more, capture_output=True, text=True, check=True
+        ).stdout
+        assert said == f"-m data_utils.convert lerobot --out episodes --shard {part}\n"

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from apt.train import main
 
 REPOSITORY = Path(__file__).parents[2]
@@ -34,6 +36,14 @@ def flags(folder: Path, name: str, **fields) -> list[str]:
 
 def train(folder: Path, name: str, **fields) -> int:
     return main(flags(folder, name, **fields))
+
+
+def short_run(folder: Path, data_loc: Path) -> Path:
+    """``ckpt_latest.pt`` of a run of two steps with an average and a tuned VLM."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("APT_DATA_LOC", str(data_loc))
+        assert train(folder, "run", vlm_finetune_mode="lora", ema_enabled=True, ema_start=0, max_iterations=2) == 0
+    return folder / "ckpt" / "run" / "ckpt_latest.pt"
 
 
 def start_training(folder: Path, name: str, data_loc: Path, processes: int = 1, **fields) -> subprocess.Popen:

@@ -10,7 +10,7 @@ import torch
 
 from apt.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, main, read_config
 from apt.infer.loading import load_policy
-from tests.training.helpers import train
+from tests.training.helpers import short_run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -18,11 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, data_loc):
     """A short run with an average and a tuned VLM; its ckpt_latest.pt."""
-    folder = tmp_path_factory.mktemp("run")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("APT_DATA_LOC", str(data_loc))
-        assert train(folder, "run", vlm_finetune_mode="lora", ema_enabled=True, ema_start=0, max_iterations=2) == 0
-    return folder / "ckpt" / "run" / "ckpt_latest.pt"
+    return short_run(tmp_path_factory.mktemp("run"), data_loc)
 
 
 def assert_same(one, other):

@@ -17,7 +17,7 @@ from apt.checkpoint import checkpoint_sha256, find_checkpoint, load_checkpoint, 
 from apt.hub import HubError, _fetch, located
 from apt.infer.loading import load_policy
 from tests.hub_stand_in import Repository, StandIn
-from tests.training.helpers import train
+from tests.training.helpers import short_run
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "lab/reach"
@@ -27,10 +27,7 @@ NAME = "lab/reach"
 def folder(tmp_path_factory, data_loc):
     """A short run with a tuned VLM and an average, exported."""
     place = tmp_path_factory.mktemp("run")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("APT_DATA_LOC", str(data_loc))
-        assert train(place, "run", vlm_finetune_mode="lora", ema_enabled=True, ema_start=0, max_iterations=2) == 0
-    assert main(["export", str(place / "ckpt/run/ckpt_latest.pt"), str(place / "reach"), "--license", "mit"]) == 0
+    assert main(["export", str(short_run(place, data_loc)), str(place / "reach"), "--license", "mit"]) == 0
     return place / "reach"
 
 
