@@ -61,6 +61,16 @@ class Libero10(H5DatasetMapBase):
     config = _LIBERO
 
 
+class LiberoSmall(H5DatasetMapBase):
+    """Any of LIBERO's suites as a small VLM sees it (examples/libero/train.py): small images in one order, and actions
+    in the axes of the camera that it points best in."""
+
+    name = "LiberoSmall"
+    config = dataclasses.replace(
+        _LIBERO, image_hw=(128, 128), num_future=16, shuffle_cameras=False, ee_ref_cams=(("agentview",),)
+    )
+
+
 class Droid(H5DatasetMapBase):
     """Franka with a Robotiq gripper; the recorded origin is the flange, the policy's is between the fingers."""
 
@@ -184,6 +194,7 @@ DATASETS: dict[str, type[H5DatasetMapBase]] = {
         LiberoObject,
         LiberoGoal,
         Libero10,
+        LiberoSmall,
         Droid,
         AgibotWorldAlpha,
         InternM1Franka,

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from data_utils.checks.checker import FileChecker
 from data_utils.index.episode_index import EpisodeIndex
+from data_utils.shards import Shard
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,11 +21,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("path", help="folder (with its sub-folders), file, or quoted glob")
     parser.add_argument("--workers", type=int, help="checking processes (default: one per core, 16 at most)")
     parser.add_argument("--full", action="store_true", help="look at every file's size and time, not at folders' only")
+    part = "check part I of N alone, 0/4 to 3/4 for instance; the same without it takes up all parts"
+    parser.add_argument("--shard", metavar="I/N", help=part)
     options = parser.parse_args(argv)
     began = time.perf_counter()
     try:
         with FileChecker(options.workers) as checker:
-            index = EpisodeIndex(options.path, checker, options.full)
+            index = EpisodeIndex(options.path, checker, options.full, Shard.parse(options.shard))
     except ValueError as error:  # DataError is one
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -32,7 +35,8 @@ def main(argv: list[str] | None = None) -> int:
     faults = Counter(rule for rule in rows["rule"].to_pylist() if rule)
     in_cameras = sum(bool(text) for text in rows["camera_faults"].to_pylist())
     count = f"{len(rows)} episode{'' if len(rows) == 1 else 's'}"
-    print(f"{count}, {pc.sum(rows['length']).as_py()} frames in {index.path}")
+    which = "" if options.shard is None else f"part {options.shard} of "
+    print(f"{count}, {pc.sum(rows['length']).as_py() or 0} frames in {which}{index.path}")
     print(f"{sum(faults.values())} cannot be used" + "".join(f"; {rule}: {n}" for rule, n in faults.most_common()))
     if in_cameras:
         print(f"{in_cameras} have a camera that cannot be used")

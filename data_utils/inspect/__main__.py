@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -25,11 +25,15 @@ from data_utils.data_loc import episode_files
 from data_utils.datasets import get_dataset_class
 from data_utils.errors import DataError, Fault
 from data_utils.files import write_json
+from data_utils.inspect.inspected import Inspected
+from data_utils.inspect.parts import part_file, part_files, read_part, write_part
 from data_utils.inspect.texts import count_text, episode_lines, set_lines, speed_lines
+from data_utils.shards import Shard
 from data_utils.words import counted, one_line
 
 PROG = "python -m data_utils.inspect"
 MEASURED_EPISODES = 200  # of large sets
+CHUNK = 5000  # files between two writes of a part
 
 
 @dataclass(frozen=True)
@@ -63,27 +67,22 @@ class Options:
     """Checking processes (default: one per core, 16 at most)."""
     json: Path | None = None
     """Write everything found to this file."""
+    shard: str | None = None
+    """Check part I of N alone, 0/4 to 3/4 for instance, without pictures; the same command without it takes up what all
+    parts have left beside --json, and checks what is missing."""
 
     def __post_init__(self) -> None:
         if self.frames < 0:
             raise ValueError(f"--frames is {self.frames}; wanted how many rows the picture has, 0 for none")
         if self.video and self.frames == 0:
             raise ValueError("--video asks for a video, --frames 0 for no pictures; drop one of them")
+        if Shard.parse(self.shard) is not None and (self.json is None or self.reseal or self.speed):
+            raise ValueError("--shard leaves what it finds beside --json FILE, and goes without --reseal and --speed")
 
-
-@dataclass(frozen=True)
-class Inspected:
-    """What was found in one file."""
-
-    path: str
-    faults: tuple[Fault, ...]
-    warnings: tuple[Fault, ...]
-    contents: Contents | None  # None where the file cannot be read so far
-
-    @classmethod
-    def of(cls, path: str, report: Report) -> "Inspected":
-        contents = Contents.from_dict(report.contents) if report.contents else None
-        return cls(path, report.faults, report.warnings, contents)
+    @property
+    def asked(self) -> dict[str, object]:
+        """What findings depend on, besides the files."""
+        return {"dataset_class": self.dataset_class, "quick": self.quick, "video_root": self.video_root}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -118,11 +117,14 @@ def _run(options: Options) -> int:
         )
 
     with FileChecker(options.workers) as checker:
-        reports = check_with_bar(checker, [request(path) for path in files])
+
+        def check(paths: Sequence[str]) -> list[Report]:
+            return check_with_bar(checker, [request(path) for path in paths])
+
         if options.reseal:
             named = len(options.paths) == 1 and Path(options.paths[0]).is_file()
-            return _reseal(files, reports, lambda path: _whole(checker.check([request(path)])[0], path), named)
-    inspected = [Inspected.of(path, report) for path, report in zip(files, reports, strict=True)]
+            return _reseal(files, check(files), lambda path: _whole(checker.check([request(path)])[0], path), named)
+        inspected = _inspect(options, files, check)
     _print_found(inspected, _counts_steps(config, inspected))
 
     good = [item for item in inspected if not item.faults]
@@ -132,7 +134,7 @@ def _run(options: Options) -> int:
         speed = _measure(options, some, good[0].contents)
         print("\n".join(["speed", *speed_lines(speed, [item.contents for item in good])]))
     drawn = inspected[options.episode] if options.episode is not None else next(iter(good), None)
-    if options.frames:
+    if options.frames and options.shard is None:
         if drawn is not None and not drawn.faults:
             out = options.out if options.out is not None else Path("inspect_out") / Path(drawn.path).stem
             with _writing(out, "--out"):
@@ -141,13 +143,36 @@ def _run(options: Options) -> int:
             print("not drawn: it has faults")
         else:
             print(f"{drawn.path} is not drawn: it has faults" if drawn else "not drawn: all episodes have faults")
-    if options.json is not None:
+    if options.json is not None and options.shard is None:
         with _writing(options.json, "--json"):
             _write_json(options.json, inspected, speed)
+            for file in part_files(options.json):
+                file.unlink()
     faulty = [item for item in inspected if item.faults]
     broken = [rule for item in faulty for rule in sorted({fault.rule for fault in item.faults})]
     print(count_text(len(faulty), len(inspected), broken))
     return 1 if faulty else 0
+
+
+def _inspect(options: Options, files: list[str], check: Callable[[Sequence[str]], list[Report]]) -> list[Inspected]:
+    """What is found in the files, or in those of a part; what parts have found already is not looked for again."""
+    found: dict[str, Inspected] = {}
+    if (shard := Shard.parse(options.shard)) is not None:
+        if shard.index >= len(files):
+            raise CommandLineError(f"--shard {options.shard} has none of {len(files)} episodes; make fewer parts")
+        files = [path for number, path in enumerate(files) if shard.owns(number)]
+        own = part_file(options.json, shard)
+    for file in part_files(options.json) if options.json is not None else ():
+        if shard is None or file == own:
+            found |= read_part(file, options.asked)
+    missing = [path for path in files if path not in found]
+    for first in range(0, len(missing), CHUNK):
+        chunk = missing[first : first + CHUNK]
+        found |= {path: Inspected.of(path, report) for path, report in zip(chunk, check(chunk), strict=True)}
+        if shard is not None:
+            with _writing(own, "--json"):
+                write_part(own, options.asked, [found[path] for path in files if path in found])
+    return [found[path] for path in files]
 
 
 def find_files(paths: Sequence[str]) -> list[str]:

@@ -18,11 +18,12 @@ from apt.grounding.probe import Probe
 from apt.model.config import feature_layers
 from apt.model.encoders.hub import load_tokenizer
 from examples.blocks.evaluate import BlocksEvaluateConfig
-from examples.blocks.scenes import PER_PART, ScenesConfig, render
+from examples.blocks.scenes import ScenesConfig, render
 from examples.blocks.world import load_world
 from examples.pickplace.ablation import Judge
 from examples.pickplace.evaluate import ClosedLoopConfig
 from examples.pickplace.record import RecordedEpisode
+from examples.scene_parts import PER_PART
 
 SPLITS = ("SO", "UO")
 PROBED = 8 * PER_PART  # scenes, an eighth of them to judge by; some 600 names in each camera's

@@ -8,27 +8,24 @@ on.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
+import functools
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from apt.grounding.scenes import PART, Place, SetDescription, Thing, write_part
-from data_utils.cli import CommandLineError, bar, check_writable, parse
+from apt.grounding.scenes import Place, SetDescription, Thing, write_part
+from data_utils.cli import CommandLineError, check_writable, parse
 from data_utils.geometry.camera import project
 from examples.blocks.env import BlocksEnv
 from examples.blocks.world import load_world
 from examples.errors import SimulatorError
 from examples.headless import select_gl
 from examples.pickplace.env import gripper_down
+from examples.scene_parts import PER_PART, SCENES_STREAM, render_parts
 
-PER_PART = 250
-SCENES_STREAM = 3  # last number of every seed here
 GRIPPER_ANYWHERE = 0.6  # share of the scenes; in the others it is where episodes start
 HELD = 0.25  # share of the scenes whose gripper is anywhere: a block is between the fingers
 LOW, HIGH = (-0.06, -0.40, 0.86), (0.25, 0.30, 1.15)  # m in the world, where the gripper may be
@@ -93,16 +90,7 @@ def render(config: ScenesConfig) -> None:
     """Make the parts that are missing."""
     load_world().with_confusable(config.confusable)  # complains here rather than in a worker
     select_gl()
-    count = -(-config.scenes // PER_PART)
-    missing = [number for number in range(count) if not (config.out / PART.format(number)).is_dir()]
-    context = multiprocessing.get_context("spawn")  # an OpenGL context does not survive a fork
-    with (
-        ProcessPoolExecutor(min(config.workers, max(1, len(missing))), context) as pool,
-        bar(total=count * PER_PART, initial=(count - len(missing)) * PER_PART, unit="scene") as progress,
-    ):
-        for done in as_completed([pool.submit(_render_part, config, number) for number in missing]):
-            done.result()
-            progress.update(PER_PART)
+    render_parts(config.out, config.scenes, config.workers, functools.partial(_render_part, config))
 
 
 _worker_env: BlocksEnv | None = None  # this process's simulator, made for its first part
@@ -110,7 +98,6 @@ _worker_env: BlocksEnv | None = None  # this process's simulator, made for its f
 
 def _render_part(config: ScenesConfig, number: int) -> None:
     global _worker_env
-    os.environ.setdefault("LP_NUM_THREADS", "1")  # Mesa's rasteriser: one process per core does better than threads
     if _worker_env is None:
         _worker_env = BlocksEnv("SO", config.image_size, load_world().with_confusable(config.confusable))
     world = _worker_env.world

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tyro
 
-from examples.blocks.recipe import Steps, in_one_line, run
+from examples.recipe import Steps, in_one_line, run
 
 
 @dataclass(frozen=True)

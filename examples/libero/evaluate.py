@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from apt.hub import located
 from data_utils.cli import CommandLineError, parse
+from data_utils.shards import Shard
 from examples.errors import SimulatorError
 from examples.headless import select_gl
 from examples.libero import environment
@@ -97,6 +98,9 @@ class EvaluateConfig:
     """Control steps between two frames of a video; by default --execute_steps, so that what a query saw is shown."""
     conti: bool = True
     """Go on with results that are there; --no-conti: move them aside and begin anew."""
+    shard: str | None = None
+    """Run part I of N of each suite's episodes alone, 0/4 to 3/4 for instance; the same command without it takes up all
+    parts and runs what is missing."""
     assets_label: str = "LIBERO"
     """Written into the results: which meshes and textures were used."""
 
@@ -111,6 +115,8 @@ class EvaluateConfig:
             if isinstance(value, int) and value < least:
                 raise ValueError(f"--{name} is {value}; it must be at least {least}")
         parse_task_ids(self.task_ids)
+        if Shard.parse(self.shard) is not None and not self.save:
+            raise ValueError("--shard is for results that are put together; leave out --no-save")
         if self.task_ids and (self.begin_task_id or not self.all):
             raise ValueError("--task_ids names the tasks; leave out --begin_task_id and --no-all")
         if self.categories and self.benchmark != "libero-plus":
@@ -202,15 +208,18 @@ def prepare(config: EvaluateConfig) -> Prepared:
 
 
 def evaluate(config: EvaluateConfig) -> list[tuple[str, Counter[bool]]]:
-    """Run what is missing; returns each suite's outcomes, those of earlier runs included.
+    """Run what is missing; returns each suite's outcomes, those of earlier runs included; of a part, its own.
 
     Raises:
         ResultsError: results that cannot be gone on with; and what :func:`prepare` raises.
         SimulatorError: no task's scene loads, and there are no results of any; tasks besides others are left out.
         RunStopped: an episode could not be run; what was finished is kept.
     """
-    prepared = prepare(config)
+    prepared, shard = prepare(config), Shard.parse(config.shard)
     work = prepared.work
+    if shard is not None:
+        for suite in work:
+            suite.episodes = [episode for number, episode in enumerate(suite.episodes) if shard.owns(number)]
     outcomes = [(suite.suite, Counter[bool]()) for suite in work]
     tallies = dict(outcomes)
     with ExitStack() as stack:
@@ -220,7 +229,7 @@ def evaluate(config: EvaluateConfig) -> list[tuple[str, Counter[bool]]]:
                 folder = suite_folder(config.save_root, suite.suite, config.suffix)
                 settings = outcome_settings(config, suite, prepared)
                 about = {"model": config.name, "whole_suite": suite.whole, "skipped_tasks": suite.skipped}
-                opened = SuiteResults(folder, config.name, settings, about, config.conti)
+                opened = SuiteResults(folder, config.name, settings, about, config.conti, shard)
                 results[suite.suite] = stack.enter_context(opened)
         planned = {suite.suite: suite for suite in work}
         left_out: list[str] = []

@@ -3,6 +3,8 @@
 ``<folder>/<model>.csv`` has rows ``task_id, episode_id, success, prompt`` in the order of tasks and episodes, whatever
 order they finish in, and a last row with the mean. ``<model>.json`` beside it has the settings, and what else is known
 of each episode. Both are replaced, never written into: a kill at any moment loses at most the episodes in flight.
+
+A part of a run (``data_utils.shards``) writes files of its own, ``<model>.0_of_4.csv``, which a whole run takes up.
 """
 
 from __future__ import annotations
@@ -11,13 +13,16 @@ import csv
 import fcntl
 import io
 import json
+import re
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_utils.files import write_json, write_text
+from data_utils.shards import Shard
 from data_utils.words import describe_differences, one_line
 
 COLUMNS = ("task_id", "episode_id", "success", "prompt")
@@ -49,34 +54,50 @@ class SuiteResults:
         settings: what the outcomes depend on (JSON-able); a continued run must have the same.
         about: what else to write down.
         conti: False: begin anew; files that are there are moved aside.
+        shard: the part that is run, beside others; None: the whole, alone.
     Raises:
         ResultsError: the files are another run's: of other settings, damaged, or being written right now.
     """
 
     def __init__(
-        self, folder: Path, model: str, settings: Mapping[str, Any], about: Mapping[str, Any], conti: bool = True
+        self,
+        folder: Path,
+        model: str,
+        settings: Mapping[str, Any],
+        about: Mapping[str, Any],
+        conti: bool = True,
+        shard: Shard | None = None,
     ) -> None:
         if not model or model != Path(model).name or model.startswith("."):
             raise ResultsError(f"--model_name {model!r} cannot name a file; use letters, digits, - and _")
-        self.csv_file, self.json_file = folder / f"{model}.csv", folder / f"{model}.json"
+        part = "" if shard is None else shard.suffix
+        self.csv_file, self.json_file = folder / f"{model}{part}.csv", folder / f"{model}{part}.json"
         self._settings, self._about = json.loads(json.dumps(settings)), dict(about)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = open(folder / f".{model}.lock", "w")
-        except OSError as error:
-            raise ResultsError(f"{folder}: cannot be written to ({error.strerror}); choose --save_root") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self.rows: dict[tuple[int, int], Row] = {}
+        self._extras: dict[tuple[int, int], dict] = {}
+        self._seconds_before, self._opened = 0.0, time.monotonic()
+        with ExitStack() as locks:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                # The whole is written alone, a part beside other parts.
+                modes = {"": fcntl.LOCK_SH, part: fcntl.LOCK_EX} if part else {"": fcntl.LOCK_EX}
+                for name, mode in modes.items():
+                    lock = locks.enter_context(open(folder / f".{model}{name}.lock", "w"))
+                    fcntl.flock(lock, mode | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ResultsError(f"{self.csv_file}: another run is writing there; wait for it, or stop it") from None
+            except OSError as error:
+                raise ResultsError(f"{folder}: cannot be written to ({error.strerror}); choose --save_root") from error
+            parts = [] if part else [file for file in folder.glob(f"{model}.*.csv") if _is_part(file)]
             if not conti:
-                self._move_aside()
-            self.rows, self._extras, self._seconds_before = self._read()
-        except BlockingIOError:
-            self._lock.close()
-            raise ResultsError(f"{self.csv_file}: another run is writing there; wait for it, or stop it") from None
-        except BaseException:
-            self._lock.close()
-            raise
-        self._opened = time.monotonic()
+                self._move_aside([self.csv_file, *parts])
+            elif part:
+                self._read(self.csv_file)
+                self._read(folder / f"{model}.csv")
+            else:
+                self._read(self.csv_file)
+                self._take_up(parts)
+            self._locks = locks.pop_all()
 
     def __contains__(self, key: tuple[int, int]) -> bool:
         return key in self.rows
@@ -96,7 +117,7 @@ class SuiteResults:
         return self
 
     def __exit__(self, *exception) -> None:
-        self._lock.close()
+        self._locks.close()
 
     def _record(self) -> dict[str, Any]:
         episodes = [
@@ -111,29 +132,44 @@ class SuiteResults:
             "episodes": episodes,
         }
 
-    def _read(self) -> tuple[dict[tuple[int, int], Row], dict[tuple[int, int], dict], float]:
-        if not self.csv_file.exists():
-            return {}, {}, 0.0
-        rows, record = read_results(self.csv_file)
+    def _take_up(self, parts: list[Path]) -> None:
+        """What parts have left is in the whole's files alone then."""
+        for file in parts:
+            self._read(file)
+        if parts:
+            self.write()
+        for file in parts:
+            for name in (file, file.with_suffix(".json"), file.with_name(f".{file.stem}.lock")):
+                name.unlink(missing_ok=True)
+
+    def _read(self, csv_file: Path) -> None:
+        if not csv_file.exists():
+            return
+        rows, record = read_results(csv_file)
         if differing := describe_differences(record["settings"], self._settings):
             raise ResultsError(
-                f"{self.csv_file}: was begun with other settings ({differing}); use those, keep both apart "
+                f"{csv_file}: was begun with other settings ({differing}); use those, keep both apart "
                 "with --save_root or --suffix, or begin anew: --no-conti"
             )
+        if rows.keys() - self.rows.keys():  # else: of a part that was taken up before
+            self._seconds_before += record.get("wall_seconds", 0.0)
         extras = {
             (episode.pop("task_id"), episode.pop("episode_id")): episode
             for episode in map(dict, record.get("episodes", ()))
         }
         # Killed between the two files: the CSV lacks an episode that the JSON knows.
-        return rows, {key: value for key, value in extras.items() if key in rows}, record.get("wall_seconds", 0.0)
+        self._extras |= {key: value for key, value in extras.items() if key in rows}
+        self.rows |= rows
 
-    def _move_aside(self) -> None:
-        present = [path for path in (self.csv_file, self.json_file) if path.exists()]
+    @staticmethod
+    def _move_aside(csv_files: list[Path]) -> None:
+        files = [file for csv_file in csv_files for file in (csv_file, csv_file.with_suffix(".json"))]
         number = 1
-        while any(_numbered(path, number).exists() for path in (self.csv_file, self.json_file)):
+        while any(_numbered(file, number).exists() for file in files):
             number += 1
-        for path in present:
-            path.rename(_numbered(path, number))
+        for file in files:
+            if file.exists():
+                file.rename(_numbered(file, number))
 
 
 def read_results(csv_file: Path) -> tuple[dict[tuple[int, int], Row], dict[str, Any]]:
@@ -197,12 +233,16 @@ def _parsed(text: str) -> dict[tuple[int, int], Row]:
     return rows
 
 
+def _is_part(csv_file: Path) -> bool:
+    return re.fullmatch(r"\.\d+_of_\d+", Path(csv_file.stem).suffix) is not None
+
+
 def _numbered(path: Path, number: int) -> Path:
     return path.with_name(f"{path.stem}.before-{number}{path.suffix}")
 
 
 def result_files(paths: list[Path]) -> Iterator[Path]:
-    """The CSV files among files and folders, without those that were moved aside."""
+    """The CSV files among files and folders, without those that were moved aside, and of folders without parts."""
     for path in paths:
-        files = [path] if path.is_file() else sorted(path.rglob("*.csv"))
+        files = [path] if path.is_file() else sorted(file for file in path.rglob("*.csv") if not _is_part(file))
         yield from (file for file in files if ".before-" not in file.name and file.with_suffix(".json").is_file())

@@ -135,6 +135,25 @@ class LiberoEnv:
         robot.gripper.current_action = np.array([command, -command])
         self.time = 0
 
+    def set_thing(self, thing: str, position: np.ndarray, turn: float = 0.0) -> None:
+        """Put a movable object's frame at ``position`` (3,) in the world, turned from where it is about the vertical by
+        ``turn`` (rad), whatever is there already."""
+        start, end = self._sim.model.get_joint_qpos_addr(self._env.objects_dict[thing].joints[0])
+        pose = self._sim.data.qpos[start:end]  # position, quaternion with w first
+        turned = np.zeros(4)
+        mujoco.mju_mulQuat(turned, np.array([np.cos(turn / 2), 0.0, 0.0, np.sin(turn / 2)]), pose[3:].copy())
+        pose[:3], pose[3:] = position, turned
+        self._sim.forward()
+        self._images.clear()
+
+    def set_arm(self, joints: np.ndarray, openness: float) -> None:
+        """Put the arm's ``joints`` (7,) rad and the gripper somewhere, whatever is there already."""
+        robot = self._env.robots[0]
+        self._sim.data.qpos[robot._ref_joint_pos_indexes] = joints
+        self._sim.data.qpos[robot._ref_gripper_joint_pos_indexes] = FINGER_TRAVEL * openness * np.array([1.0, -1.0])
+        self._sim.forward()
+        self._images.clear()
+
     def set_fixtures(self, poses: Mapping[str, np.ndarray]) -> None:
         """Move fixtures, which states do not hold: name -> (7,) position and quaternion (w first)."""
         for name, pose in poses.items():
@@ -201,6 +220,11 @@ class LiberoEnv:
         pose[:3, :3] = self._sim.data.site_xmat[site].reshape(3, 3)
         pose[:3, 3] = self._sim.data.site_xpos[site]
         return pose
+
+    @property
+    def home(self) -> np.ndarray:
+        """The arm's joints (7,) rad where episodes begin, before what differs between them."""
+        return np.array(self._env.robots[0].init_qpos)
 
     @property
     def held_orientation(self) -> np.ndarray:

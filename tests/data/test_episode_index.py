@@ -21,6 +21,7 @@ from data_utils.index import __main__ as index_command
 from data_utils.index import episode_index as index
 from data_utils.index.episode_index import EpisodeIndex
 from data_utils.index.episode_list import list_episodes
+from data_utils.shards import Shard
 from tests.data.episodes import write_episode
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -165,6 +166,31 @@ def test_two_builders_at_once_leave_a_whole_index(folder):
         assert run.returncode == 0 and "4 episodes, 12 frames" in out
     settle(folder)
     assert opened(folder)[1] == [] and not list((folder / ".apt_index").glob("*.tmp"))
+
+
+def test_parts_are_checked_apart_and_taken_up_by_whoever_opens_the_whole(folder, template):
+    for number in range(4, 12):
+        shutil.copy(template, folder / "b" / f"{number}.h5")
+    parts = [opened(folder, shard=Shard(part, 3)) for part in range(2)]
+    assert all(0 < len(found) == len(checked) < 12 for found, checked in parts)
+    assert len(list((folder / ".apt_index").iterdir())) == 2  # there is none of the whole yet
+    assert opened(folder, shard=Shard(1, 3))[1] == []  # run again
+    whole, checked = opened(folder)
+    assert sorted([*checked, *parts[0][1], *parts[1][1]]) == sorted(f"{number}.h5" for number in range(12))
+    assert len(whole) == 12 and [file.name for file in (folder / ".apt_index").iterdir()] == ["episodes.parquet"]
+    settle(folder)
+    opened(folder)
+    late = opened(folder, shard=Shard(2, 3))  # of an index that is there: nothing to do, nothing twice
+    again, checked = opened(folder)
+    assert late[1] == checked == [] and again.episodes.equals(whole.episodes)
+
+
+def test_a_part_wants_a_folder_that_all_can_write(folder, monkeypatch, capsys):
+    monkeypatch.setattr(index, "_try_make", lambda folder: False)
+    assert index_command.main([str(folder), "--shard", "0/2"]) == 2
+    assert "cannot be written to" in capsys.readouterr().err
+    assert index_command.main([str(folder), "--shard", "2/2"]) == 2
+    assert "the parts are 0/2 to 1/2" in capsys.readouterr().err
 
 
 def test_the_command_counts_faults_by_rule(folder, capsys):

@@ -125,6 +125,31 @@ def test_a_good_set_is_described_and_its_first_episode_drawn(folder, tmp_path, c
     assert found["faulty"] == 0 and [item["contents"]["frames"] for item in found["episodes"]] == [6, 6, 6]
 
 
+def test_parts_come_to_the_report_of_the_whole_and_what_changed_since_is_looked_at_again(folder, tmp_path, capsys):
+    with edited(folder / "1.h5") as file:
+        file["gripper"][...] = 3.0
+    command = [str(folder), "--frames", "0", "--workers", "1", "--json"]
+    assert inspect.main([*command, str(tmp_path / "at_once.json")]) == 1
+    at_once = lines(capsys)
+    report = tmp_path / "report.json"
+    assert [inspect.main([*command, str(report), "--shard", f"{part}/2"]) for part in range(2)] == [0, 1]
+    assert not report.exists()
+    lines(capsys)
+    assert inspect.main([*command, str(report), "--quick"]) == 2
+    assert "report.0_of_2.json is of a part that was asked with other flags" in capsys.readouterr().err
+
+    assert inspect.main([*command, str(report)]) == 1
+    assert lines(capsys) == at_once
+    assert report.read_bytes() == (tmp_path / "at_once.json").read_bytes()
+    assert sorted(path.name for path in tmp_path.glob("*.json")) == ["at_once.json", "report.json"]
+
+    assert inspect.main([*command, str(report), "--shard", "1/2"]) == 1
+    with edited(folder / "1.h5") as file:
+        file["gripper"][...] = 1.0
+    lines(capsys)
+    assert inspect.main([*command, str(report)]) == 0
+
+
 def test_timestamps_that_count_control_steps_are_not_called_seconds(folder, capsys):
     arguments = ["--frames", "0", "--quick"]
     assert inspect.main([str(folder), *arguments]) == 0
@@ -352,6 +377,7 @@ def test_a_file_that_crashes_the_reader_does_not_stop_the_run(folder, tmp_path, 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["{set}", "--shard", "0/2"], "--shard leaves what it finds beside --json FILE"),
         (["nowhere"], "nowhere is no episode file"),
         ([], "which episodes?"),
         (["{set}", "--frames", "many"], "--frames"),

@@ -100,6 +100,23 @@ def test_a_run_that_was_killed_and_interrupted_ends_with_the_same_file(tmp_path)
     assert re.fullmatch(r"error: .*begun with other settings \(max_steps: 280 -> 281\).*--no-conti\n", said)
 
 
+def test_parts_on_three_machines_one_of_them_killed_come_to_the_whole(tmp_path):
+    flags = ("--policy", "random", "--num_trials_per_task", 3, "--task_ids", "0-1", "--no-video", "--max_steps", 60)
+    evaluate(tmp_path / "whole", *flags)
+    parts = tmp_path / "parts"
+    machines = [start(parts, *flags, "--shard", f"{number}/3") for number in range(3)]
+    killed = machines.pop()
+    wait_for((parts / "libero_object/random.2_of_3.csv").exists, killed)
+    os.killpg(killed.pid, signal.SIGKILL)
+    for machine in (*machines, start(parts, *flags, "--shard", "2/3")):
+        said = machine.communicate()[0]
+        assert machine.returncode == 0 and "libero_object: 0/2" in said, said
+    assert "libero_object: 0/6" in evaluate(parts, *flags)
+    whole, merged = (root / "libero_object/random.csv" for root in (tmp_path / "whole", parts))
+    assert merged.read_bytes() == whole.read_bytes()
+    assert episodes(merged.with_suffix(".json")) == episodes(whole.with_suffix(".json"))
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     """A tiny policy for LIBERO's cameras, as a run would leave it."""

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data_utils.shards import Shard
 from examples.libero.results import ResultsError, Row, SuiteResults, read_results, result_files
 
 REPOSITORY = Path(__file__).parents[2]
@@ -25,8 +26,8 @@ ROWS = [
 ]
 
 
-def opened(folder: Path, conti: bool = True, **changed) -> SuiteResults:
-    return SuiteResults(folder, "apt", SETTINGS | changed, {"versions": {"mujoco": "3.3.2"}}, conti)
+def opened(folder: Path, conti: bool = True, shard: Shard | None = None, **changed) -> SuiteResults:
+    return SuiteResults(folder, "apt", SETTINGS | changed, {"versions": {"mujoco": "3.3.2"}}, conti, shard)
 
 
 def write(folder: Path, rows) -> None:
@@ -65,6 +66,34 @@ def test_a_run_interrupted_anywhere_gives_the_same_file_as_one_that_was_not(tmp_
             assert len(results.rows) == end
     write(parts, ROWS[:1])  # a repaired file is written whole
     assert (parts / "apt.csv").read_bytes() == (whole / "apt.csv").read_bytes()
+
+
+def test_parts_come_to_the_files_of_a_whole_run_and_are_taken_up_once(tmp_path):
+    write(tmp_path / "whole", ROWS)
+    folder = tmp_path / "parts"
+    write(folder, ROWS[:2])  # before there were parts
+    with opened(folder, shard=Shard(0, 3)) as first, opened(folder, shard=Shard(2, 3)) as last:  # side by side
+        assert ROWS[1].key in last  # not run a second time
+        for results, rows in ((first, ROWS[3::3]), (last, ROWS[2::3])):
+            for row in rows:
+                results.add(row, steps=7 + row.episode_id)
+        with pytest.raises(ResultsError, match="another run is writing there"):
+            opened(folder)
+    assert list(result_files([folder])) == [folder / "apt.csv"] and len(list(folder.glob("apt.*_of_3.csv"))) == 2
+    write(folder, ROWS[4::3])  # the whole, which runs what the part that never came left
+    assert {path.name for path in folder.iterdir()} == {"apt.csv", "apt.json", ".apt.lock"}
+    assert (folder / "apt.csv").read_bytes() == (tmp_path / "whole/apt.csv").read_bytes()
+    found, wanted = (json.loads((of / "apt.json").read_text()) for of in (folder, tmp_path / "whole"))
+    assert found["episodes"] == wanted["episodes"] and found["episodes_done"] == len(ROWS)
+
+
+def test_a_part_of_other_settings_is_not_taken_up(tmp_path):
+    with opened(tmp_path, shard=Shard(1, 2), seed=1) as results:
+        results.add(ROWS[0])
+    with pytest.raises(ResultsError, match=r"apt\.1_of_2\.csv: was begun with other settings"):
+        opened(tmp_path)
+    with opened(tmp_path, conti=False):
+        assert not list(tmp_path.glob("apt.1_of_2.csv")) and list(tmp_path.glob("apt.1_of_2.before-1.csv"))
 
 
 def test_a_half_written_row_is_run_again(tmp_path):

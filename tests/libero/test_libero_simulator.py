@@ -100,3 +100,9 @@ def test_the_end_effector_projects_into_the_gripper_and_a_mirrored_camera_is_not
         seal(file)
     done = run(*check, wrong)
     assert done.returncode == 1 and "agentview: 0/7 frames agree" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_scene_of_every_suite_is_built_stepped_and_rendered():
+    done = run(sys.executable, "-m", "examples.libero.check", "--benchmarks", "libero", "libero-pro")
+    assert done.returncode == 0 and "12 suites: 12 work\n" in done.stdout, done.stdout + done.stderr
