@@ -49,7 +49,14 @@ SIZES = {
         test_episodes=24,
         iterations=Iterations(va=400, vla=1600, one_stage=1600),
         evaluation=EvaluationSizes(
-            episodes=40, max_steps=110, execute_steps=8, denoising_steps=10, noise_seeds=8, every=8, image_size=128
+            episodes=40,
+            max_steps=110,
+            execute_steps=4,
+            ensemble=2,
+            denoising_steps=10,
+            noise_seeds=8,
+            every=8,
+            image_size=128,
         ),
         pace={"record": 2.8, "stage 0": 0.35, "stage 1": 0.55, "evaluation": 300.0},
     ),

@@ -23,10 +23,9 @@ from apt.hub import located
 from data_utils.cli import cores
 from data_utils.drawing.mp4 import VideoWriter
 from examples.blocks.env import BlocksEnv
-from examples.blocks.shipped import DENOISING_STEPS, EXECUTE_STEPS, POLICY
+from examples.blocks.shipped import POLICY, load_planner, model_policy
 from examples.blocks.world import load_world
 from examples.errors import SimulatorError
-from examples.pickplace.policies import ModelPolicy
 from examples.pickplace.rollout import EpisodeResult, run_episode
 from examples.pickplace.video import episode_view
 
@@ -75,7 +74,7 @@ def run(config: DemoConfig, planner) -> tuple[EpisodeResult, Path]:
     """
     instruction = INSTRUCTION if config.instruction is None else config.instruction
     load_world().request(instruction)  # before the simulator starts
-    policy = ModelPolicy(planner, EXECUTE_STEPS, seed=config.seed)
+    policy = model_policy(planner, config.seed)
     name = re.sub(r"[^a-z0-9]+", "_", instruction.lower()).strip("_")
     path = config.out / f"{name}.mp4"
     with BlocksEnv() as env, VideoWriter(path) as video:
@@ -120,14 +119,10 @@ def _main(config: DemoConfig) -> None:
 
 
 def _load(config: DemoConfig):
-    import torch  # and the model's libraries: not for --help
-
-    from apt.infer.planner import TrajPlanner
+    import torch  # not for --help
 
     torch.set_num_threads(cores())
-    return TrajPlanner(
-        config.ckpt, device=config.device, ensemble=0, use_ema=config.ema, steps=DENOISING_STEPS, seed=config.seed
-    )
+    return load_planner(config.ckpt, config.device, use_ema=config.ema, seed=config.seed)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from pathlib import Path
 import tyro
 
 from examples.blocks.env import BlocksEnv
-from examples.blocks.shipped import DENOISING_STEPS, EXECUTE_STEPS, POLICY
+from examples.blocks.shipped import DENOISING_STEPS, ENSEMBLE, EXECUTE_STEPS, POLICY, SETTLE_STEPS
 from examples.blocks.world import WORLD_FILE, load_world
 from examples.errors import SimulatorError
 from examples.pickplace.evaluate import ClosedLoopConfig, evaluate
@@ -31,6 +31,8 @@ class BlocksEvaluateConfig(ClosedLoopConfig):
     image_size: int = 128
     max_steps: int = 110
     execute_steps: int = EXECUTE_STEPS
+    settle_steps: int = SETTLE_STEPS
+    ensemble: int = ENSEMBLE
     denoising_steps: int | None = DENOISING_STEPS
     world: Path = WORLD_FILE
 

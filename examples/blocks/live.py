@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from examples.blocks.env import BlocksEnv
-from examples.blocks.shipped import EXECUTE_STEPS
+from examples.blocks.shipped import model_policy
 from examples.control import pose_to_action
-from examples.pickplace.policies import ModelPolicy
 
 PATIENCE = 160  # control steps per instruction
 PUSH_SPEED = (0.5, 0.9)  # m/s: 1 to 4 cm on the bin's floor
@@ -40,10 +39,10 @@ class LiveWorld:
         seed: of the scenes and pushes.
     """
 
-    def __init__(self, env: BlocksEnv, planner, seed: int = 0, execute_steps: int = EXECUTE_STEPS) -> None:
+    def __init__(self, env: BlocksEnv, planner, seed: int = 0) -> None:
         self.env = env
         self._planner, self._seed = planner, seed
-        self._policy = ModelPolicy(planner, execute_steps)
+        self._policy = model_policy(planner)
         self._rng = np.random.default_rng([seed, 1])
         self._scenes = 0
         self.new_scene()

@@ -22,8 +22,9 @@ import tyro
 
 from data_utils.files import write_text
 from examples.blocks.evaluate import closing_line
-from examples.blocks.recipe import Recipe, Steps, in_one_line
+from examples.blocks.recipe import Recipe
 from examples.blocks.shipped import POLICY
+from examples.recipe import Steps, in_one_line
 
 WORLD = Path(__file__).with_name("corner.yaml")
 SPLITS = ("SO", "UO")
@@ -54,6 +55,7 @@ def quickstart(config: QuickstartConfig) -> None:
     episodes = config.episodes or (250 if scratch else 100)
     iterations = config.vla_iter or (1600 if scratch else 450)
     recipe, steps = Recipe(out, config.seed, WORLD), Steps(4)
+    training = recipe.training
 
     steps.begin("before: the shipped policy is told to put blocks into the corner")
     before = recipe.evaluate("before", POLICY, "SO", max(1, config.trials // 2), video=True)
@@ -61,11 +63,11 @@ def quickstart(config: QuickstartConfig) -> None:
     recipe.record(episodes)
     if scratch:
         steps.begin("training both stages from random experts: VA prior, then VLA")
-        recipe.train(0, "va", config.va_iter, *FROM_SCRATCH)
-        runs, ckpt = ["va", "vla"], recipe.train(1, "vla", iterations, "--va-name", "va", *FROM_SCRATCH)
+        training.train(0, "va", config.va_iter, *FROM_SCRATCH)
+        runs, ckpt = ["va", "vla"], training.train(1, "vla", iterations, "--va-name", "va", *FROM_SCRATCH)
     else:
         steps.begin("fine-tuning the shipped policy")
-        runs, ckpt = ["corner"], recipe.finetune(POLICY, "corner", iterations, *FINETUNING)
+        runs, ckpt = ["corner"], training.finetune(POLICY, "corner", iterations, *FINETUNING)
     steps.begin("after: in closed loop, as before, and with blocks that no demonstration moved")
     after = {
         split: recipe.evaluate(f"after_{split}", ckpt, split, config.trials, ema=True, video=True) for split in SPLITS

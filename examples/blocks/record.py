@@ -17,12 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from examples.blocks.env import BlocksEnv
-from examples.blocks.shipped import DENOISING_STEPS, EXECUTE_STEPS
+from examples.blocks.shipped import load_planner, model_policy
 from examples.blocks.world import WORLD_FILE, World, load_world
 from examples.control import pose_to_action
 from examples.pickplace.env import PickPlaceEnv
 from examples.pickplace.expert import Phase, ScriptedExpert
-from examples.pickplace.policies import ModelPolicy
 from examples.pickplace.record import RecordConfig, main
 from examples.pickplace.scene import Task
 
@@ -127,7 +126,7 @@ def detour(env: PickPlaceEnv, rng: np.random.Generator) -> None:
 def lead(env: PickPlaceEnv, rng: np.random.Generator, planner) -> bool:
     """Let a policy act for some time, then let the clock start anew. False where it then holds the named block or is
     done with it: nothing is to be mended."""
-    policy = ModelPolicy(planner, EXECUTE_STEPS, seed=int(rng.integers(2**31)))
+    policy = model_policy(planner, int(rng.integers(2**31)))
     policy.reset(env)
     for _ in range(int(rng.integers(*LEAD_STEPS))):
         pose, openness = policy.target(env)
@@ -141,12 +140,10 @@ def lead(env: PickPlaceEnv, rng: np.random.Generator, planner) -> bool:
 @functools.lru_cache(maxsize=1)
 def _planner(ckpt: Path):
     """This process's policy."""
-    import torch  # and the model's libraries: only where a policy leads
-
-    from apt.infer.planner import TrajPlanner
+    import torch  # only where a policy leads
 
     torch.set_num_threads(1)
-    return TrajPlanner(ckpt, device="cpu", ensemble=0, steps=DENOISING_STEPS)
+    return load_planner(ckpt)
 
 
 if __name__ == "__main__":

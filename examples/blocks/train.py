@@ -8,7 +8,6 @@ Stopped, the same command goes on.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,9 @@ from typing import Literal
 import tyro
 
 from examples.blocks.evaluate import closing_line
-from examples.blocks.recipe import Recipe, Steps, in_one_line
+from examples.blocks.recipe import Recipe
 from examples.blocks.world import load_world
-
-# Demonstrations name few blocks; beside them the VLM goes on saying where things are that only look alike.
-TUNING = ("--vlm-mode", "full", "--vlm-lr", "3e-4", "--max_lr", "3e-4", "--num_warmup", "50", "--lm_loss_weight", "1")
-COMPILERS = ("g++", "clang++")  # one of which torch.compile wants
+from examples.recipe import TUNING, Steps, compiles, in_one_line
 
 
 @dataclass(frozen=True)
@@ -57,31 +53,24 @@ def train(config: TrainBlocksConfig) -> None:
     known = tuple(load_world().splits)
     if unknown := [split for split in config.splits if split not in known]:
         raise ValueError(f"--splits: there is no split {', '.join(unknown)}; choose from {', '.join(known)}")
-    out, compiled = config.out.resolve(), ("--use_compile", str(_compiles(config)))
+    out, compiled = config.out.resolve(), ("--use_compile", str(compiles(config.compile)))
     recipe, steps = Recipe(out, config.seed), Steps(6)
+    training = recipe.training
     steps.begin("demonstrations of the scripted expert")
     recipe.record(config.episodes, config.confusable)
     steps.begin("scenes to ask the VLM about")
     tuning = (*TUNING, "--image_text_pairs", str(recipe.write_pairs(config.pair_scenes)))
     steps.begin("stage 0: VA prior (language masked, VLM frozen)")
-    recipe.export(recipe.train(0, "va", config.va_iter), out / "policy_va")
+    training.export(training.train(0, "va", config.va_iter), out / "policy_va")
     steps.begin("stage 1: VLA (language in, VLM frozen)")
-    frozen = recipe.train(1, "vla", config.vla_iter, "--va-name", "va", *compiled)
+    frozen = training.train(1, "vla", config.vla_iter, "--va-name", "va", *compiled)
     steps.begin("stage 1: VLA, the VLM trained with it")
-    policy = recipe.export(recipe.finetune(frozen, "tuned", config.tune_iter, *tuning, *compiled), out / "policy_vla")
+    tuned = training.finetune(frozen, "tuned", config.tune_iter, *tuning, *compiled)
+    policy = training.export(tuned, out / "policy_vla")
     steps.begin("closed loop")
     found = {split: recipe.evaluate(split, policy, split, config.trials) for split in config.splits or known}
     print("", *(closing_line(split, summary) for split, summary in found.items()), sep="\n")
     print(f"{out / 'policy_va'} and {policy}, in {steps.seconds:.0f} s")
-
-
-def _compiles(config: TrainBlocksConfig) -> bool:
-    if config.compile != "auto":
-        return config.compile == "yes"
-    there = any(map(shutil.which, COMPILERS))
-    if not there:
-        print(f"no C++ compiler is here ({' or '.join(COMPILERS)}): the expert is not compiled, and trains slower")
-    return there
 
 
 def main(argv: Sequence[str] | None = None) -> None:

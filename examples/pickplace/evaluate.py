@@ -65,6 +65,8 @@ class ClosedLoopConfig(ABC):
     """Processes; a simulator and a model each. Results do not depend on it."""
     execute_steps: int = 8
     """Control steps between two queries of the model."""
+    settle_steps: int = 0
+    """Control steps that a trajectory is followed on after the gripper has begun to open."""
     max_steps: int = 120
     """Control steps after which an episode counts as failed."""
     ensemble: int = 0
@@ -273,7 +275,7 @@ class _Runner:
         sampling = self._planner.get_config()
         looks_back = sampling.num_obs > 1 or sampling.num_history > 1
         noise = int(np.random.SeedSequence([*seed, 0, 2]).generate_state(1)[0])
-        return ModelPolicy(self._planner, config.execute_steps, observe_every_step=looks_back, seed=noise)
+        return ModelPolicy(self._planner, config.execute_steps, looks_back, noise, config.settle_steps)
 
     def _load(self) -> TrajPlanner:
         import torch  # and the model's libraries: only where a model is evaluated

@@ -8,12 +8,15 @@ import h5py
 import numpy as np
 from scipy.spatial.transform import Rotation, Slerp
 
-from examples.control import MAX_TRANSLATION
+from examples.control import CLOSE_BELOW, MAX_TRANSLATION
 from examples.pickplace.env import PickPlaceEnv
 
 
 class ModelPolicy:
     """Queries a planner every ``execute_steps`` control steps and follows its newest trajectory in between.
+
+    A trajectory on which the gripper opens before the next query is followed until ``settle_steps`` after that: fingers
+    take some steps, and a policy that is asked meanwhile may put off again and again what it had begun.
 
     ``planner`` has ``reset``, ``set_prompt``, ``add_obs_frame`` and ``get_action`` as ``TrajPlanner`` has them; its
     times count control steps. A planner whose policy looks further back than the newest frame needs
@@ -24,20 +27,28 @@ class ModelPolicy:
     done = False
     perturbable = False
 
-    def __init__(self, planner, execute_steps: int, observe_every_step: bool = False, seed: int | None = None) -> None:
-        if execute_steps < 1:
-            raise ValueError(f"execute_steps is {execute_steps}; it must be at least 1")
-        self._planner, self._execute_steps = planner, execute_steps
+    def __init__(
+        self,
+        planner,
+        execute_steps: int,
+        observe_every_step: bool = False,
+        seed: int | None = None,
+        settle_steps: int = 0,
+    ) -> None:
+        if execute_steps < 1 or settle_steps < 0:
+            what = f"execute_steps is {execute_steps} and settle_steps {settle_steps}"
+            raise ValueError(f"{what}; they must be at least 1 and 0")
+        self._planner, self._execute_steps, self._settle_steps = planner, execute_steps, settle_steps
         self._observe_every_step, self._seed = observe_every_step, seed
 
     def reset(self, env: PickPlaceEnv) -> None:
         self._planner.reset() if self._seed is None else self._planner.reset(self._seed)
         self._planner.set_prompt(env.prompt)
-        self._query_time = -np.inf
+        self._next_query, self._opens = -np.inf, True  # where an episode begins, nothing is released
         self.path: np.ndarray | None = None  # (Ta, 4, 4), the trajectory being followed
 
     def target(self, env: PickPlaceEnv) -> tuple[np.ndarray, float]:
-        query = env.time - self._query_time >= self._execute_steps
+        query = env.time >= self._next_query
         if query or self._observe_every_step:
             self._planner.add_obs_frame(env.obs_frame())
         if query:
@@ -46,9 +57,21 @@ class ModelPolicy:
                 raise RuntimeError("the planner gave no action although it has an observation frame")
             poses, grippers, times = (np.asarray(part, dtype=np.float64) for part in answer[:3])
             self.path, self._openness, self._times = poses[0, :, 0], grippers[0, :, 0], times  # sample 0, arm 0
-            self._query_time = env.time
+            self._next_query = env.time + self._steps_to_execute(env.time)
         # The target of the step that leads from t to t + 1 is the trajectory's pose at t + 1.
-        return interpolate_trajectory(self.path, self._openness, self._times, env.time + 1.0)
+        pose, openness = interpolate_trajectory(self.path, self._openness, self._times, env.time + 1.0)
+        self._opens = openness >= CLOSE_BELOW
+        return pose, openness
+
+    def _steps_to_execute(self, now: int) -> int:
+        """Of a trajectory that has just come, before the next query."""
+        opens, steps = self._opens, self._execute_steps
+        for step in range(1, steps + 1):
+            openness = interpolate_trajectory(self.path, self._openness, self._times, now + float(step))[1]
+            before, opens = opens, openness >= CLOSE_BELOW
+            if opens and not before:
+                steps = max(steps, step + self._settle_steps)
+        return min(steps, max(1, int(self._times[-1] - now)))
 
 
 class ReplayPolicy:

@@ -18,7 +18,7 @@ import pytest
 from examples.blocks.demo import report
 from examples.blocks.env import BlocksEnv
 from examples.blocks.live import LiveWorld
-from examples.blocks.shipped import DENOISING_STEPS, POLICY
+from examples.blocks.shipped import load_planner
 from examples.pickplace.rollout import EpisodeResult
 
 ROOT = Path(__file__).parents[2]
@@ -31,9 +31,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def planner():
-    from apt.infer.planner import TrajPlanner
-
-    return TrajPlanner(POLICY, device="cpu", ensemble=0, steps=DENOISING_STEPS)
+    return load_planner()
 
 
 @pytest.fixture(scope="module")

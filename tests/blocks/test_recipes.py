@@ -44,8 +44,9 @@ def test_the_quickstart_shows_before_and_after_and_does_nothing_twice(tmp_path):
 
 @pytest.mark.slow
 def test_the_training_of_blocks_goes_on_after_ctrl_c_and_leaves_both_policies(tmp_path):
-    sizes = "--episodes 6 --va-iter 4 --vla-iter 400 --tune-iter 2 --pair-scenes 250 --trials 1"
-    given = ["--out", str(tmp_path), *sizes.split(), "--splits", "SO", "UI", "--compile", "no"]
+    sizes = "--episodes 6 --va-iter 4 --vla-iter 400 --tune-iter 2".split()
+    sizes += "--pair-scenes 250 --trials 1 --compile no --splits SO UI".split()
+    given = ["--out", str(tmp_path), *sizes]
     process = subprocess.Popen(command("train", *given), cwd=ROOT, start_new_session=True, text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
     log, deadline = tmp_path / "logs/vla/metrics.jsonl", time.monotonic() + 300

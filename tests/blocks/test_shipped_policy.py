@@ -79,7 +79,7 @@ def test_a_short_training_foresees_the_motions_of_an_arm(tmp_path):
     """Of forty demonstrations, 150 steps of Stage 1: what it reached when this was written, with room."""
     recipe = Recipe(tmp_path)
     recipe.record(40)
-    recipe.train(0, "va", 150, "--num_warmup", "20", "--eval_every", "0")
+    recipe.training.train(0, "va", 150, "--num_warmup", "20", "--eval_every", "0")
     rows = [json.loads(line) for line in (tmp_path / "logs/va/metrics.jsonl").read_text().splitlines()]
     found = next(row for row in rows if "eval/loss" in row)
     assert found["eval/position_cm"] <= 11 and found["eval/rotation_deg"] <= 4 and found["eval/gripper_wrong"] <= 0.2
