@@ -62,7 +62,7 @@ class Training:
         """Stage 0 (VA prior) or 1 (VLA) of a run; gone on with where it stopped, left alone where it is done. Returns
         its checkpoint."""
         kind, ckpt = ("va", "vla")[stage], self._run(name) / CHECKPOINT
-        if self._steps_done(ckpt) >= iterations:
+        if steps_done(ckpt) >= iterations:
             return ckpt
         which = f"--{kind}-conti" if ckpt.exists() else f"--{kind}-name"
         return self._launch("train", name, iterations, "--stage", str(stage), which, name, *flags)
@@ -83,12 +83,6 @@ class Training:
     @property
     def _places(self) -> Path:
         return self.out / "data_loc.yaml"
-
-    @staticmethod
-    def _steps_done(ckpt: Path) -> int:
-        from apt.checkpoint import load_checkpoint  # and torch: not for --help
-
-        return load_checkpoint(ckpt)["current_iters"] if ckpt.exists() else 0
 
     def _run(self, name: str) -> Path:
         return self.out / "checkpoints" / name
@@ -149,6 +143,13 @@ def run(module: str, *arguments: str, **environment: str) -> None:
         raise
     if status:
         raise StepFailed(f"python -m {module} ended with status {status}; the same command goes on from there")
+
+
+def steps_done(ckpt: Path) -> int:
+    """Training steps behind a checkpoint; 0 where there is none."""
+    from apt.checkpoint import load_checkpoint  # and torch: not for --help
+
+    return load_checkpoint(ckpt)["current_iters"] if ckpt.exists() else 0
 
 
 def compiles(asked: str) -> bool:
