@@ -69,7 +69,7 @@ class FullConfig:
     vla_iter: int = 70000
     """Of stage 1."""
     train: str = ""
-    """Further flags of both stages, in quotes, e.g. '--vlm-mode full --vlm-lr 1e-5 --gc'."""
+    """Further flags of both stages, as --train='--vlm-mode full --vlm-lr 1e-5 --gc'."""
     trials: int = 50
     """Episodes of each task in closed loop."""
     max_steps: str = "peers"

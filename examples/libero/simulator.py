@@ -322,9 +322,14 @@ class LiberoEnv:
         others = [not bodies[body].startswith("gripper0_") for body in model.geom_bodyid]
         groups = model.geom_group[others].copy()
         model.geom_group[others] = _HIDDEN_GROUP
-        seen = camera_utils.get_camera_segmentation(self._sim, CAMERAS[camera], self.image_size, self.image_size)
+        # As robosuite's own segmentation, whose sums of bytes overflow under numpy 2: colours are 1 + a shape's number.
+        context, size = self._sim._render_context_offscreen, self.image_size
+        context.render(size, size, model.camera_name2id(CAMERAS[camera]), segmentation=True)
+        number = context.read_pixels(size, size).astype(np.int64) @ (1, 1 << 8, 1 << 16)
         model.geom_group[others] = groups
-        return seen[..., 0] == mujoco.mjtObj.mjOBJ_GEOM  # of kind and number of MuJoCo's objects, -1 for none
+        shapes = [shape for shape in context.scn.geoms[: context.scn.ngeom] if shape.segid != -1]
+        seen = [shape.segid + 1 for shape in shapes if shape.objtype == mujoco.mjtObj.mjOBJ_GEOM]
+        return np.isin(number, seen)[::-1]
 
     def _corrupted(self, camera: str, image: np.ndarray) -> np.ndarray:
         """With the noise that a LIBERO-plus task asks for, of the fixed camera alone, as its package draws it."""

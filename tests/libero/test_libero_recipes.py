@@ -32,7 +32,7 @@ def run(module: str, *flags: object) -> str:
 @needs_simulator
 @both_in_one
 def test_one_command_leads_from_pictures_to_a_policy_in_closed_loop(tmp_path):
-    sizes = "--scenes 250 --pair-scenes 250 --vision-steps 2 --vlm-steps 2 --episodes 1 --va-iter 2 --vla-iter 2"
+    sizes = "--scenes 500 --pair-scenes 250 --vision-steps 2 --vlm-steps 2 --episodes 1 --va-iter 2 --vla-iter 2"
     sizes += " --tune-iter 2 --trials 1 --max-steps 8 --compile no"
     said = run("train", "--out", tmp_path, *sizes.split())
     assert "libero_object: 0/10 0.0%" in said and "small" in (tmp_path / "summary/summary.md").read_text()
@@ -49,7 +49,7 @@ def test_one_command_leads_from_pictures_to_a_policy_in_closed_loop(tmp_path):
 def test_all_suites_are_trained_on_and_twelve_evaluated(tmp_path):
     sizes = "--gpus cpu --tasks 0 --episodes 1 --va-iter 2 --vla-iter 2 --bs 2 --trials 1 --max-steps 8 --workers 2"
     tiny = "--model tiny --vlm_layer_stride 1 --fp16 False --augment False --num_warmup 1"
-    said = run("full", "--out", tmp_path, *sizes.split(), "--image-size", 64, "--vlm", "tiny", "--train", tiny)
+    said = run("full", "--out", tmp_path, *sizes.split(), "--image-size", 64, "--vlm", "tiny", f"--train={tiny}")
     assert said.count(": 0/1 0.0%") == 12
     assert "libero_10_task" in (tmp_path / "summary/summary.md").read_text()
     record = json.loads((tmp_path / "results/libero-pro/libero_object_swap/full.json").read_text())
