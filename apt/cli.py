@@ -29,6 +29,7 @@ PROGRAMS = {
     "status": Program("apt.infer.remote_service", "what a running service is doing", ("--status",)),
     "convert": Program("data_utils.convert.__main__", "LIBERO, LeRobot or robomimic to episodes"),
     "inspect": Program("data_utils.inspect.__main__", "look at episodes: contents, faults, pictures"),
+    "calibrate": Program("data_utils.calibrate.__main__", "boards, lenses and camera poses, into a camera rig"),
     "index": Program("data_utils.index.__main__", "build the index of a place of episodes"),
     "export": Program("data_utils.export.__main__", "episodes to LeRobot"),
     "open-loop": Program("apt.infer.open_loop", "a policy against recorded episodes"),

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from data_utils.convert.assemble import ArmTrack, camera_data
+from data_utils.convert.assemble import ArmTrack, by_name_and_number, camera_data
 from data_utils.convert.mapping import Arm, Camera
 from data_utils.convert.values import Evaluator
 from data_utils.yaml_file import Wrong, YamlFile, read_yaml
@@ -72,6 +72,10 @@ class Profile:
                 raise Wrong(f"cameras.{name}.on_arm is {camera.on_arm!r}; the arms are {names}")
             if camera.world_from_cam_at_first_frame is not None:
                 raise Wrong(f"cameras.{name}: where it stood at a first frame says nothing of a later one")
+            if self.letterboxed and camera.K is None:
+                raise Wrong(
+                    f"cameras.{name} has a rig; letterboxed images cannot be undistorted, write K and poses out"
+                )
             if self.letterboxed and camera.K.size is None:
                 raise Wrong(f"cameras.{name}.K has no size; letterboxed images want that before the borders")
         if not self.arms or not self.cameras:
@@ -113,13 +117,13 @@ class ProfileReader:
         seen = _Seen(observation, {camera.frames: camera.K.size for camera in cameras})
         evaluate = Evaluator(seen, self.file.parent, self.file)
         arms = [ArmTrack(arm, number, evaluate, 1) for number, arm in enumerate(self.profile.arms)]
-        by_name = {arm.name: track.world_from_ee for arm, track in zip(self.profile.arms, arms, strict=True)}
+        poses = by_name_and_number(self.profile.arms, arms)
         frame: dict[str, Any] = {
             "ee_pose": np.concatenate([arm.world_from_ee for arm in arms]),
             "gripper": np.concatenate([arm.gripper for arm in arms]),
         }
         for name, camera in self.profile.cameras.items():
-            data = camera_data(f"cameras.{name}", camera, seen, evaluate, by_name)
+            data = camera_data(f"cameras.{name}", camera, seen, evaluate, poses)
             image = data.frames[0]
             K = data.K.copy()
             K[:2, 2] += seen.border(camera.frames)

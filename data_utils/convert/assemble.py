@@ -10,6 +10,7 @@ import numpy as np
 
 from data_utils.convert.mapping import Arm, Camera, Desired, Keep, Mapping
 from data_utils.convert.runner import Skipped
+from data_utils.convert.undistorted import Undistorted
 from data_utils.convert.values import Evaluator, Recording
 from data_utils.episodes import schema
 from data_utils.h5io import CameraData, EpisodeData, VideoFrames
@@ -36,7 +37,7 @@ def assemble(
     for rule in mapping.keep:
         _check_kept(rule, recording, evaluate)
     arms = [ArmTrack(arm, index, evaluate, recording.length) for index, arm in enumerate(mapping.arms)]
-    by_name = {arm.name: pose.world_from_ee for arm, pose in zip(mapping.arms, arms, strict=True)}
+    poses = by_name_and_number(mapping.arms, arms)
     desired = mapping.arms[0].desired is not None
     times = _times(mapping, recording, evaluate)
     for index, arm in enumerate(arms):
@@ -49,7 +50,7 @@ def assemble(
         gripper=np.stack([arm.gripper for arm in arms], axis=1),
         prompts=_prompts(mapping, recording, evaluate),
         cameras={
-            name: camera_data(f"cameras.{name}", camera, recording, evaluate, by_name)
+            name: camera_data(f"cameras.{name}", camera, recording, evaluate, poses)
             for name, camera in mapping.cameras.items()
         },
         world_from_ee_desired=np.stack([arm.desired_pose for arm in arms], axis=1) if desired else None,
@@ -168,12 +169,20 @@ class ArmTrack:
         return self._evaluate.openness(source.gripper, f"{where}.gripper")
 
 
+def by_name_and_number(arms: Sequence[Arm], tracks: Sequence[ArmTrack]) -> dict[str | int, np.ndarray]:
+    """``world_from_ee`` (T, 4, 4) of every arm: mappings call them by name, camera rigs count them."""
+    poses = [track.world_from_ee for track in tracks]
+    return {**dict(enumerate(poses)), **{arm.name: pose for arm, pose in zip(arms, poses, strict=True)}}
+
+
 def camera_data(
-    where: str, camera: Camera, recording: Recording, evaluate: Evaluator, arms: dict[str, np.ndarray]
+    where: str, camera: Camera, recording: Recording, evaluate: Evaluator, arms: dict[str | int, np.ndarray]
 ) -> CameraData:
-    """Frames and calibration of a camera, which messages call ``where``; ``arms`` are poses (T, 4, 4) ``world_from_ee``
-    by name. Raises ``DataError``."""
+    """Frames and calibration of a camera, which messages call ``where``; ``arms`` as :func:`by_name_and_number` has
+    them. Raises ``DataError``."""
     evaluate.require(camera.frames, f"{where}.frames")
+    if camera.rig is not None:
+        return _rig_data(where, camera, recording, evaluate, arms)
     if camera.world_from_cam is not None:
         poses = _in_world(where, camera, evaluate, "world_from_cam")
     else:
@@ -191,6 +200,24 @@ def camera_data(
         K=evaluate.intrinsics(camera.K, camera.frames, f"{where}.K"),
         frames=recording.frames(camera.frames, camera.flip_rows),
     )
+
+
+def _rig_data(
+    where: str, camera: Camera, recording: Recording, evaluate: Evaluator, arms: dict[str | int, np.ndarray]
+) -> CameraData:
+    """As a camera rig has it; the frames of a lens that distorts are undistorted."""
+    calibrated = evaluate.rig_camera(camera.rig, f"{where}.rig")
+    width, height = recording.frame_size(camera.frames)
+    K = calibrated.pinhole((height, width))
+    numbered = [pose for number, pose in arms.items() if isinstance(number, int)]
+    poses = calibrated.pose(np.stack(numbered, axis=1))
+    if calibrated.on_arm is None and camera.world_from_base is not None:
+        poses = evaluate.pose(camera.world_from_base, f"{where}.world_from_base") @ poses
+    frames = recording.frames(camera.frames, camera.flip_rows)
+    if calibrated.distortion.any():
+        frames = Undistorted(frames, calibrated, recording.video_root)
+    standing = poses if poses.ndim == 2 else poses[0] if (poses == poses[0]).all() else None
+    return CameraData(poses if standing is None else standing, K, frames)
 
 
 def _in_world(where: str, camera: Camera, evaluate: Evaluator, field: str) -> np.ndarray:

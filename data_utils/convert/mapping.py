@@ -15,6 +15,7 @@ from pathlib import Path
 
 from data_utils.convert.pairing import Pairing
 from data_utils.errors import DataError
+from data_utils.rig import read_rig
 from data_utils.yaml_file import Wrong, build, field_names, read_yaml
 
 PRESETS = Path(__file__).parent / "presets"
@@ -55,6 +56,14 @@ class InFile:
 
     file: str
     key: str
+
+
+@dataclass(frozen=True)
+class InRig:
+    """A camera of a rig (``data_utils.rig``), a file that lies as those of :class:`InFile` do."""
+
+    file: str
+    camera: str
 
 
 @dataclass(frozen=True)
@@ -163,12 +172,13 @@ class Camera:
     """Frames and calibration of a camera.
 
     It stands in the world (``world_from_cam``, fixed or per frame), or is carried by ``on_arm``, at ``ee_from_cam`` or
-    where ``world_from_cam_at_first_frame`` says.
+    where ``world_from_cam_at_first_frame`` says. Or a ``rig`` says all of that, and how its lens distorts.
     """
 
     frames: str
-    K: Intrinsics
-    axes: str
+    K: Intrinsics | None = None
+    axes: str | None = None
+    rig: InRig | None = None
     world_from_cam: Pose | None = None
     on_arm: str | None = None
     ee_from_cam: Pose | None = None
@@ -177,6 +187,14 @@ class Camera:
     flip_rows: bool = False
 
     def __post_init__(self) -> None:
+        if self.rig is not None:
+            said = ("K", "axes", "world_from_cam", "on_arm", "ee_from_cam", "world_from_cam_at_first_frame")
+            if given := [name for name in said if getattr(self, name) is not None]:
+                raise Wrong(f"has a rig and {given[0]}; the rig says it, leave {given[0]} out")
+            return
+        for name in ("K", "axes"):
+            if getattr(self, name) is None:
+                raise Wrong(f"lacks field {name!r}; wanted it, or a rig")
         if self.axes not in ("opencv", "opengl"):
             raise Wrong(f"axes is {self.axes!r}; wanted opencv (z looks forward) or opengl (z looks back)")
         carried = (self.ee_from_cam, self.world_from_cam_at_first_frame)
@@ -286,33 +304,41 @@ def check_columns(mapping: Mapping, path: Path, columns: Iterable[str]) -> None:
 
 
 def check_files(mapping: Mapping, path: Path, calibration: Path) -> None:
-    """Raises MappingError for the first file, the same for all episodes, that is not in the folder ``calibration``."""
+    """Raises MappingError for the first file, the same for all episodes, that is not in the folder ``calibration``, or
+    that is a rig without the camera that is wanted of it."""
     for field, file in _named(mapping, ""):
-        if isinstance(file, InFile) and "{" not in file.file and not (calibration / file.file).is_file():
+        if isinstance(file, str) or "{" in file.file:
+            continue
+        if not (calibration / file.file).is_file():
             what = f"{field} wants the calibration file {calibration / file.file}, which is not there"
             raise MappingError(f"{path}: {what}; put it there, or name its folder with --calibration", "file")
+        if isinstance(file, InRig):
+            try:
+                read_rig(calibration / file.file).camera(file.camera).check_placed()
+            except DataError as error:
+                raise MappingError(f"{path}: {field}: {error}", error.rule) from error
 
 
 def calibration_files(mapping: Mapping, calibration: Path, episode: int) -> list[Path]:
     """Those that one episode is converted with, of the folder ``calibration``; ones that are not there left out."""
     found = []
     for _, file in _named(mapping, ""):
-        if isinstance(file, InFile):
+        if not isinstance(file, str):
             with contextlib.suppress(KeyError, IndexError, ValueError):  # a template that converting will name
                 found.append(calibration / calibration_file_name(file, episode))
     return [path for path in found if path.is_file()]
 
 
-def calibration_file_name(file: InFile, episode: int) -> str:
+def calibration_file_name(file: InFile | InRig, episode: int) -> str:
     """``file.file`` filled in. Raises ``KeyError``, ``IndexError`` or ``ValueError`` where it cannot be."""
     return file.file.format(episode_index=episode, episode_chunk=episode // 1000)
 
 
-def _named(item: object, field: str) -> Iterator[tuple[str, str | InFile]]:
+def _named(item: object, field: str) -> Iterator[tuple[str, str | InFile | InRig]]:
     """Every column (its name) and file that a part of a mapping names, with the field that names it."""
     if isinstance(item, Column):
         yield field, item.name
-    elif isinstance(item, InFile):
+    elif isinstance(item, InFile | InRig):
         yield field, item
     elif isinstance(item, Values):
         yield from _named(item.pieces, field)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +18,7 @@ from data_utils.convert.mapping import (
     Column,
     Gripper,
     InFile,
+    InRig,
     Intrinsics,
     Pose,
     Values,
@@ -26,6 +28,7 @@ from data_utils.errors import DataError
 from data_utils.geometry.motion import FASTEST_HAND, median_speed
 from data_utils.geometry.pinhole import intrinsics_fault
 from data_utils.h5io import VideoFrames
+from data_utils.rig import Rig, RigCamera, read_rig
 from data_utils.words import one_line
 from data_utils.yaml_file import read_yaml
 
@@ -109,13 +112,7 @@ class Evaluator:
         return np.array([piece])
 
     def _in_file(self, piece: InFile, field: str) -> np.ndarray:
-        index = self._recording.index
-        try:
-            name = calibration_file_name(piece, index)
-        except (KeyError, IndexError, ValueError) as error:
-            what = f"{field}: file {piece.file!r} cannot be filled in ({error}); wanted {{episode_index}} and the like"
-            raise self.fault(what, "schema") from error
-        path = self._calibration / name
+        path = self._path(piece, field)
         content = self._content(path)
         try:
             found = np.array(_walk(content, piece.key.split(".")), np.float64)
@@ -129,6 +126,22 @@ class Evaluator:
             what = f"{piece.key!r} has {len(found)} entries for {self._recording.length} frames, wanted for {field}"
             raise DataError(f"{path}: {what}", "schema")
         return found[: self._recording.length].reshape(self._recording.length, -1)
+
+    def _path(self, file: InFile | InRig, field: str) -> Path:
+        try:
+            return self._calibration / calibration_file_name(file, self._recording.index)
+        except (KeyError, IndexError, ValueError) as error:
+            what = f"{field}: file {file.file!r} cannot be filled in ({error}); wanted {{episode_index}} and the like"
+            raise self.fault(what, "schema") from error
+
+    def rig_camera(self, place: InRig, field: str) -> RigCamera:
+        """Raises DataError where there is none."""
+        path = self._path(place, field)
+        try:
+            changed = path.stat().st_mtime_ns
+        except OSError as error:
+            raise DataError(f"{path}: no such camera rig; {self._mapping} names it for {field}", "file") from error
+        return _rig(path, changed).camera(place.camera)
 
     def _content(self, path: Path) -> object:
         if path not in self._contents:
@@ -238,6 +251,12 @@ class Evaluator:
         if fault is not None:
             raise self.fault(f"{field} at frame {fault[0]} {fault[1]}", "intrinsics")
         return matrices[0] if len(matrices) == 1 else matrices
+
+
+@lru_cache(maxsize=16)
+def _rig(path: Path, mtime_ns: int) -> Rig:
+    """``mtime_ns``: of the file, so that one that is written anew is read anew. (A service asks for every frame.)"""
+    return read_rig(path)
 
 
 def _matrices(pose: Pose, numbers: np.ndarray) -> np.ndarray:

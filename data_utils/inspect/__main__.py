@@ -28,6 +28,7 @@ from data_utils.files import write_json
 from data_utils.inspect.inspected import Inspected
 from data_utils.inspect.parts import part_file, part_files, read_part, write_part
 from data_utils.inspect.texts import count_text, episode_lines, set_lines, speed_lines
+from data_utils.rig import read_rig
 from data_utils.shards import Shard
 from data_utils.words import counted, one_line
 
@@ -54,6 +55,8 @@ class Options:
     """Write the whole episode as an MP4 too, with the path drawn."""
     episode: int | None = None
     """Which of several episodes is drawn, counted from 0 in the order of their names (default: the first good one)."""
+    rig: Path | None = None
+    """Draw with the calibration of this camera rig instead of the recorded one, and say how far they are apart."""
     video_root: str | None = None
     """Folder of the videos (default: what the files say)."""
     video_reader: Literal["decord", "torchcodec", "pyav"] = "decord"
@@ -74,6 +77,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.frames < 0:
             raise ValueError(f"--frames is {self.frames}; wanted how many rows the picture has, 0 for none")
+        if self.rig is not None and self.frames == 0:
+            raise ValueError("--rig says what pictures are drawn with, --frames 0 asks for none; drop one of them")
         if self.video and self.frames == 0:
             raise ValueError("--video asks for a video, --frames 0 for no pictures; drop one of them")
         if Shard.parse(self.shard) is not None and (self.json is None or self.reseal or self.speed):
@@ -104,6 +109,8 @@ def _run(options: Options) -> int:
         there = f"is {len(files)} episode" if len(files) == 1 else f"are {len(files)} episodes"
         raise CommandLineError(f"--episode is {options.episode}; there {there}, counted from 0")
     _check_folders(options)
+    if options.rig is not None:
+        read_rig(options.rig)  # before long checks
     dataset_class = _dataset_class(options.dataset_class)
     config = dataset_class.config if dataset_class is not None else None
 
@@ -274,6 +281,7 @@ def _writing(place: Path, flag: str) -> Iterator[None]:
 
 def _draw(options: Options, item: Inspected, out: Path) -> None:
     from data_utils.h5io import Episode
+    from data_utils.inspect.calibrated import Calibrated
     from data_utils.inspect.pictures import frames_picture, policy_picture, save_png, write_video
     from data_utils.inspect.view_3d import save_view
     from data_utils.video import VideoCache
@@ -286,11 +294,14 @@ def _draw(options: Options, item: Inspected, out: Path) -> None:
     wanted = _dataset_class(options.dataset_class).config.cameras if options.dataset_class else ()
     with Episode(item.path, None, options.video_root, VideoCache("pyav")) as episode:
         cameras = list(dict.fromkeys([*wanted, *episode.cameras]))  # the class's main camera first
-        save_png(written[0], frames_picture(episode, cameras, frames, horizon))
+        calibrated = None if options.rig is None else Calibrated(episode, read_rig(options.rig))
+        if calibrated is not None:
+            print("\n".join(calibrated.differences()))
+        save_png(written[0], frames_picture(episode, cameras, frames, horizon, calibrated))
         save_view(written[1], episode)
         if options.video:
             written.append(out / "episode.mp4")
-            write_video(written[-1], episode, cameras, horizon, item.contents.rate)
+            write_video(written[-1], episode, cameras, horizon, item.contents.rate, calibrated)
     if options.dataset_class:
         from data_utils.inspect.speed import open_dataset
 

@@ -17,6 +17,7 @@ from data_utils.drawing.paths import RECORDED, draw_states, draw_trajectory, enl
 from data_utils.files import atomic_write
 from data_utils.geometry.camera import project
 from data_utils.h5io import Episode
+from data_utils.inspect.calibrated import Calibrated
 
 if TYPE_CHECKING:
     from data_utils.samples.dataset import H5DatasetMapBase  # needs torch, which takes seconds to import
@@ -33,7 +34,13 @@ LEGEND = (
 DEFAULT_FPS = 20.0  # for episodes that count steps instead of seconds
 
 
-def frames_picture(episode: Episode, cameras: Sequence[str], frames: Sequence[int], horizon: int) -> np.ndarray:
+def frames_picture(
+    episode: Episode,
+    cameras: Sequence[str],
+    frames: Sequence[int],
+    horizon: int,
+    calibrated: Calibrated | None = None,
+) -> np.ndarray:
     """One row per frame, one column per camera; (H, W, 3) uint8.
 
     Args:
@@ -41,8 +48,9 @@ def frames_picture(episode: Episode, cameras: Sequence[str], frames: Sequence[in
         cameras: of the columns.
         frames: of the rows.
         horizon: frames of the future that are drawn.
+        calibrated: where cameras are, if not where they were recorded to be.
     """
-    rows = [_row(episode, cameras, frame, horizon) for frame in frames]
+    rows = [_row(episode, cameras, frame, horizon, calibrated) for frame in frames]
     width = max(row.shape[1] for row in rows)
     rows = [_padded(row, width) for row in rows]
     title = text_band(width, [(f"{episode.path.name}: {_prompts(episode)}", 17, TEXT)])
@@ -74,17 +82,25 @@ def policy_picture(dataset: "H5DatasetMapBase", frames: Sequence[int]) -> np.nda
     return np.concatenate([title, *rows])
 
 
-def write_video(path: Path, episode: Episode, cameras: Sequence[str], horizon: int, rate: float) -> None:
+def write_video(
+    path: Path,
+    episode: Episode,
+    cameras: Sequence[str],
+    horizon: int,
+    rate: float,
+    calibrated: Calibrated | None = None,
+) -> None:
     """The whole episode as an MP4 with the path drawn into every camera.
 
     Args:
         cameras: from left to right.
         horizon: frames of the future that are drawn.
         rate: frames per second of the recording; beyond what players show, 20 are shown.
+        calibrated: where cameras are, if not where they were recorded to be.
     """
     with VideoWriter(path, rate if 4 <= rate <= 60 else DEFAULT_FPS) as video:
         for frame in bar(range(len(episode)), desc=f"video {path.name}", unit="frame", delay=2.0):
-            row = _row(episode, cameras, frame, horizon)
+            row = _row(episode, cameras, frame, horizon, calibrated)
             # One line, as all frames of a video have one size.
             prompt, *rest = broken(episode.prompt(frame=frame), 16, row.shape[1] - 40)
             image = np.concatenate([text_band(row.shape[1], [(prompt + (" …" if rest else ""), 16, TEXT)]), row])
@@ -106,23 +122,24 @@ def save_png(path: Path, image: np.ndarray) -> None:
     atomic_write(path, lambda temporary: Image.fromarray(image).save(temporary, format="PNG"))
 
 
-def _row(episode: Episode, cameras: Sequence[str], frame: int, horizon: int) -> np.ndarray:
-    tiles = [_tile(episode, camera, frame, horizon) for camera in cameras]
+def _row(
+    episode: Episode, cameras: Sequence[str], frame: int, horizon: int, calibrated: Calibrated | None
+) -> np.ndarray:
+    tiles = [_tile(episode, camera, frame, horizon, calibrated) for camera in cameras]
     time = episode.timestamps[frame] - episode.timestamps[0]
     return tile_row(tiles, [f"{camera} · frame {frame} · {time:.4g} s" for camera in cameras])
 
 
-def _tile(episode: Episode, camera: str, frame: int, horizon: int) -> np.ndarray:
+def _tile(episode: Episode, camera: str, frame: int, horizon: int, calibrated: Calibrated | None) -> np.ndarray:
     """A camera's image of height TILE_HEIGHT with the path of every arm."""
-    image, K = episode.rgb(camera, frame), episode.K(camera, frame)
-    mask = episode.mask(camera, frame)
-    if mask is not None:
-        image = np.where(mask[..., None], image, image // 3)
+    seen = episode.camera_frame(camera, frame) if calibrated is None else calibrated.frame(camera, frame)
+    image, K, world_from_cam = seen.rgb, seen.K, seen.world_from_cam
+    if seen.mask is not None:
+        image = np.where(seen.mask[..., None], image, image // 3)
     height, width = image.shape[:2]
     size = (round(width * TILE_HEIGHT / height), TILE_HEIGHT)
     image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if height > TILE_HEIGHT else cv2.INTER_CUBIC)
     K = K * [[size[0] / width], [size[1] / height], [1.0]]
-    world_from_cam = episode.world_from_cam(camera, frame)
     for number, arm in enumerate(episode.arms):
         poses = episode.world_from_ee[frame : frame + horizon + 1, arm]
         openness = episode.gripper[frame : frame + horizon + 1, arm]
