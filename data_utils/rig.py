@@ -87,7 +87,8 @@ class RigCamera:
             raise ValueError(f"K {fault[1]}")
         if self.distortion.shape not in [(n,) for n in COEFFICIENTS]:
             raise ValueError(f"distortion has {self.distortion.size} numbers; wanted 0, 4, 5 or 8, as OpenCV's")
-        if (self.on_arm is None) != (self.ee_from_cam is None) or None not in (self.world_from_cam, self.ee_from_cam):
+        is_carried = self.ee_from_cam is not None
+        if (self.on_arm is not None) != is_carried or (is_carried and self.world_from_cam is not None):
             raise ValueError("wanted world_from_cam, or on_arm with ee_from_cam, or none of them")
         if self.on_arm is not None and self.on_arm < 0:
             raise ValueError(f"on_arm is {self.on_arm}; wanted the number of an end-effector, from 0")

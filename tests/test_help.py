@@ -26,6 +26,7 @@ print("loaded:", [name for name in ("torch", "transformers", "matplotlib", "mujo
         ("apt.grounding",),
         ("apt.grounding.pairs",),
         ("apt.infer.remote_service",),
+        ("data_utils.calibrate",),
         ("data_utils.convert",),
         ("data_utils.export",),
         ("examples.blocks.train",),

@@ -214,4 +214,4 @@ def _say_found(camera: str, views: Views) -> None:
 def _named(views: Views, used: np.ndarray, view_px: np.ndarray) -> str:
     """Pictures that were left out, with their errors."""
     rows = zip(views.views, used, view_px, strict=True)
-    return some([f"{view.name} ({px:.1f} px)" for view, use, px in rows if not use])
+    return some([f"{view.name} ({px:.3g} px)" for view, use, px in rows if not use])

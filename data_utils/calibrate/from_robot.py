@@ -110,7 +110,7 @@ class FromRobotOptions:
         if self.intrinsics != "rig":
             camera = RigCamera(size, found.K)
         outliers = some(
-            [f"{mark} ({px:.1f} px)" for mark, px, u in zip(marks, found.px, found.used, strict=True) if not u]
+            [f"{mark} ({px:.3g} px)" for mark, px, u in zip(marks, found.px, found.used, strict=True) if not u]
         )
         method = f"from-robot, from {found.used.sum()} of {counted(len(marks), 'mark')}"
         if self.intrinsics != "rig":

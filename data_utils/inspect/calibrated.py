@@ -52,6 +52,6 @@ class Calibrated:
             mm = 1000 * np.linalg.norm(rig.world_from_cam[:3, 3] - recorded.world_from_cam[:3, 3])
             turned = Rotation.from_matrix(rig.world_from_cam[:3, :3].T @ recorded.world_from_cam[:3, :3])
             focal = rig.K[0, 0] / recorded.K[0, 0] - 1
-            apart = f"recorded {mm:.3g} mm and {np.degrees(turned.magnitude()):.2g} degrees from {self._rig.path}"
+            apart = f"recorded {mm:.1f} mm and {np.degrees(turned.magnitude()):.2f} degrees from {self._rig.path}"
             lines.append(f"{name}: {apart}; the rig's focal length is {focal:+.2%} longer")
         return lines

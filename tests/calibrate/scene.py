@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+from pathlib import Path
+
 import cv2
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -102,3 +105,13 @@ def fixed_poses(cam_from_board: np.ndarray) -> np.ndarray:
 def wrist_poses(cam_from_board: np.ndarray) -> np.ndarray:
     """(N, 4, 4) world_from_ee of a gripper whose camera sees the board there."""
     return WORLD_FROM_BOARD @ inverse(cam_from_board) @ inverse(EE_FROM_CAM)
+
+
+def write_poses(path: Path, world_from_ee: np.ndarray) -> None:
+    """A CSV of poses (N, 4, 4) of the pictures img_00.png, img_01.png, ..."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow("picture,x,y,z,qx,qy,qz,qw".split(","))
+        for index, placed in enumerate(world_from_ee):
+            quaternion = Rotation.from_matrix(placed[:3, :3]).as_quat()
+            writer.writerow([f"img_{index:02d}.png", *placed[:3, 3], *quaternion])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import re
-import shutil
 from pathlib import Path
 
 import cv2
@@ -22,7 +21,19 @@ from data_utils.errors import DataError
 from data_utils.h5io import EpisodeWriter
 from data_utils.rig import RigCamera, read_rig, write_rig
 from tests.calibrate import scene
-from tests.calibrate.scene import BARREL, BOARD, EE_FROM_CAM, NONE, SIZE, WORLD_FROM_CAM, K, before_camera, pose, seen
+from tests.calibrate.scene import (
+    BARREL,
+    BOARD,
+    EE_FROM_CAM,
+    NONE,
+    SIZE,
+    WORLD_FROM_CAM,
+    K,
+    before_camera,
+    pose,
+    seen,
+    write_poses,
+)
 
 WRONG = pose((0.03, 0.02, -0.01), (5, -10, 6))  # what a robot's pose is off by in an outlier
 PLACES = {"fixed": (scene.fixed_poses, WORLD_FROM_CAM), "wrist": (scene.wrist_poses, EE_FROM_CAM)}
@@ -213,37 +224,6 @@ def test_a_board_that_cannot_be_printed_is_refused(flags, message, tmp_path, cap
 # -- the commands, on rendered pictures -----------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def shot(tmp_path_factory) -> tuple[Path, np.ndarray]:
-    """A folder of rendered pictures through a lens, the board's YAML, a rig with the true lens, and cam_from_board."""
-    folder, poses = tmp_path_factory.mktemp("shot"), before_camera(BOARD, 16, 5, tilt=35, distance=(0.33, 0.5))
-    squares = page._squares(BOARD)
-    (folder / "pictures").mkdir()
-    for index, placed in enumerate(poses):
-        image = scene.render(BOARD, squares, placed, BARREL)
-        cv2.imwrite(str(folder / f"pictures/img_{index:02d}.png"), image)
-    assert main(["board", "--out", str(folder / "board.png")]) == 0
-    write_rig(folder / "rig.yaml", {"front": RigCamera(SIZE, K, BARREL), "hand": RigCamera(SIZE, K, BARREL)})
-    return folder, poses
-
-
-@pytest.fixture
-def folder(shot, tmp_path, monkeypatch) -> Path:
-    """A copy of it to work in."""
-    shutil.copytree(shot[0], tmp_path / "work")
-    monkeypatch.chdir(tmp_path / "work")
-    return tmp_path / "work"
-
-
-def write_poses(path: Path, world_from_ee: np.ndarray) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow("picture,x,y,z,qx,qy,qz,qw".split(","))
-        for index, placed in enumerate(world_from_ee):
-            quaternion = hand_eye.Rotation.from_matrix(placed[:3, :3]).as_quat()
-            writer.writerow([f"img_{index:02d}.png", *placed[:3, 3], *quaternion])
-
-
 COMMON = ["--pictures", "pictures", "--board", "board.yaml"]
 
 
@@ -335,13 +315,13 @@ def replaced(name: str, old: str, new: str):
         (no_lens, "rig.yaml has no camera 'front' yet; run intrinsics for it first"),
         (replaced("poses.csv", "qw", "w"), "poses.csv: has no column 'qw'; wanted the first line picture,x,y,z,qx"),
         (replaced("poses.csv", "img_01.png", "img_00.png"), "poses.csv, line 3: img_00.png is there twice"),
-        (replaced("poses.csv", "img_01.png,", "img_01.png,9"), "is it in millimetres?"),
-        (replaced("board.yaml", "charuco", "circles"), "board.yaml: kind is 'circles'; wanted one of charuco"),
+        (replaced("poses.csv", "img_01.png,", "img_01.png,999"), "is it in millimetres?"),
+        (replaced("board.yaml", "charuco", "circles"), "board.yaml, line 2: kind is 'circles'; wanted one of charuco"),
         (
             replaced("board.yaml", "squares: [7, 10]", "squares: [7]"),
             "board.yaml, line 3: squares: is [7]; wanted a list",
         ),
-        (replaced("rig.yaml", "K:", "k:"), "rig.yaml, line 4: cameras.front: has unknown field 'k'"),
+        (replaced("rig.yaml", "K:", "k:"), "rig.yaml, line 5: cameras.front: has unknown field 'k'"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(spoil, message, shot, folder, capsys):
