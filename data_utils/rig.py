@@ -151,14 +151,24 @@ class RigCamera:
         lens = self._lens(hw)
         return lens.maps is None or bool(np.abs(K - lens.K).max() < _SAME_K * max(hw))
 
+    def lens(self, hw: Size, recorded: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """K (3, 3) and distortion (n,) of images of ``hw``: as the camera takes them, or, of an episode that was
+        ``recorded`` with a K (3, 3), as they are there. Raises DataError as :meth:`undistort`."""
+        if recorded is not None and self.is_undistorted(recorded, hw):
+            return self.pinhole(hw), np.zeros(0)
+        return self._scaled(hw), self.distortion
+
     def _lens(self, hw: Size) -> _Lens:
+        return _lens(self._scaled(hw).tobytes(), self.distortion.tobytes(), (int(hw[0]), int(hw[1])))
+
+    def _scaled(self, hw: Size) -> np.ndarray:
+        """K of distorted images of ``hw``."""
         (width, height), (new_height, new_width) = self.size, hw
         scale = np.array([new_width / width, new_height / height])
         if abs(scale[0] - scale[1]) * max(width, height) > 1:
             what = f"is calibrated at {width} x {height}, the image is {new_width} x {new_height}"
             raise DataError(f"{self.name} {what}; wanted that shape: scaled images will do, cut ones will not", "image")
-        K = np.diag([*scale, 1.0]) @ self.K
-        return _lens(K.tobytes(), self.distortion.tobytes(), (int(new_height), int(new_width)))
+        return np.diag([*scale, 1.0]) @ self.K
 
     # -- where it is ------------------------------------------------------------------------------------------------
 

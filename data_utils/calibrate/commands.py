@@ -155,7 +155,8 @@ class _HandEyeOptions:
         by_name = {picture.name: picture for picture in pictures}
         world_from_ee = np.stack([self._pose_of(by_name[view.name], poses) for view in views.views])
         a_from_b = inverse(world_from_ee) if carried else world_from_ee
-        found = hand_eye.find_pose(views.views, a_from_b, camera.K, camera.distortion, camera.size)
+        K, distortion = camera.lens(camera.size[::-1], pictures[0].K)
+        found = hand_eye.find_pose(views.views, a_from_b, K, distortion, camera.size)
         outliers = _named(views, found.used, found.view_px)
         used, seen = int(found.used.sum()), len(views.views)
         method = f"{'wrist' if carried else 'fixed'}, from {used} of {counted(seen, 'picture')}"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,6 +23,7 @@ from data_utils.errors import DataError
 from data_utils.files import write_text
 from data_utils.h5io import Episode
 from data_utils.rig import Residuals, RigCamera
+from data_utils.video import VideoCache
 from data_utils.words import counted
 
 
@@ -68,13 +70,13 @@ class FromRobotOptions:
             raise CommandLineError(f"{table} is there already, perhaps filled in; name another --frames-to-mark")
         places, positions = [], []
         for name, path in files.items():
-            with Episode(path, [self.camera]) as episode:
+            with _open(path, self.camera) as episode:
                 for frame in range(len(episode)):
                     places.append((name, frame))
                     positions.append(arm_of(episode.world_from_ee[frame], self.arm, path)[:3, 3])
         chosen = sorted(places[index] for index in gripper.spread_frames(np.array(positions), self.count))
         for name, frame in chosen:
-            with Episode(files[name], [self.camera]) as episode:
+            with _open(files[name], self.camera) as episode:
                 write_png(folder / f"{Path(name).stem}_frame_{frame:06d}.png", episode.rgb(self.camera, frame))
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -91,20 +93,7 @@ class FromRobotOptions:
         marks = read_marks(table)
         points, K, size = self._marked(files, marks, table)
         camera = cameras_of(self.rig).get(self.camera)
-        if self.intrinsics == "estimate":
-            fit_K, distortion = None, np.zeros(0)
-        elif self.intrinsics == "episode":
-            fit_K, distortion = K, np.zeros(0)
-        elif camera is None:
-            what = f"{self.rig} has no camera {self.camera!r} with intrinsics"
-            raise DataError(f"{what}; run intrinsics first, or give --intrinsics episode or estimate", "camera")
-        elif camera.distortion.any() and not camera.is_undistorted(K, size[::-1]):
-            if size != camera.size:
-                what = f"{self.camera} is calibrated at {camera.size[0]} x {camera.size[1]}, episodes have"
-                raise DataError(f"{what} {size[0]} x {size[1]}; run intrinsics on images of that size", "image")
-            fit_K, distortion = camera.K, camera.distortion
-        else:
-            fit_K, distortion = camera.pinhole(size[::-1]), np.zeros(0)
+        fit_K, distortion = self._lens(camera, K, size)
         pixels = np.array([(mark.u, mark.v) for mark in marks]).reshape(-1, 2)
         found = gripper.find_pose(points, pixels, fit_K, distortion, size)
         if self.intrinsics != "rig":
@@ -130,6 +119,19 @@ class FromRobotOptions:
         )
         put(self.rig, self.camera, placed)
 
+    def _lens(
+        self, camera: RigCamera | None, K: np.ndarray, size: tuple[int, int]
+    ) -> tuple[np.ndarray | None, np.ndarray]:
+        """K (3, 3) and distortion of the episodes' images, whose recorded K is given; None: to be estimated."""
+        if self.intrinsics == "estimate":
+            return None, np.zeros(0)
+        if self.intrinsics == "episode":
+            return K, np.zeros(0)
+        if camera is None:
+            what = f"{self.rig} has no camera {self.camera!r} with intrinsics"
+            raise DataError(f"{what}; run intrinsics first, or give --intrinsics episode or estimate", "camera")
+        return camera.lens(size[::-1], K)
+
     def _marked(
         self, files: dict[str, Path], marks: Sequence[Mark], table: Path
     ) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
@@ -140,7 +142,7 @@ class FromRobotOptions:
             path = files.get(name, by_stem.get(name))
             if path is None:
                 raise DataError(f"{table} names episode {name}, which is not among --episodes", "location")
-            with Episode(path, [self.camera]) as episode:
+            with _open(path, self.camera) as episode:
                 mine = [index for index, mark in enumerate(marks) if mark.episode == name]
                 for index in mine:
                     frame = marks[index].frame
@@ -149,13 +151,19 @@ class FromRobotOptions:
                         raise DataError(f"{table} {what}", "schema")
                     pose = arm_of(episode.world_from_ee[frame], self.arm, path)
                     points[index] = pose[:3, :3] @ self.point + pose[:3, 3]
-                frame = marks[mine[0]].frame
-                seen.append((path, episode.K(self.camera, frame), episode.rgb(self.camera, frame).shape[1::-1]))
+                first = episode.camera_frame(self.camera, marks[mine[0]].frame)
+                seen.append((path, first.K, first.rgb.shape[1::-1]))
         if not seen:
             raise DataError(f"{table} holds no marks; fill in u and v where a picture shows the point", "schema")
         path, K, size = seen[0]
         for other, other_K, other_size in seen[1:]:
-            if other_size != size or np.abs(other_K - K).max() > 1e-2 and self.intrinsics != "estimate":
+            if other_size != size or (self.intrinsics != "estimate" and np.abs(other_K - K).max() > 1e-2):
                 what = f"{other} has another image size or K of {self.camera} than {path}"
                 raise DataError(f"{what}; calibrate with episodes of one camera setting", "intrinsics")
         return points, K, (int(size[0]), int(size[1]))
+
+
+@contextlib.contextmanager
+def _open(path: Path, camera: str) -> Iterator[Episode]:
+    with contextlib.closing(VideoCache("pyav")) as videos, Episode(path, [camera], videos=videos) as episode:
+        yield episode

@@ -21,11 +21,12 @@ VIDEOS = (".mp4", ".mkv", ".mov", ".avi", ".webm")
 
 @dataclass(frozen=True)
 class Picture:
-    """``image`` (H, W, 3) uint8 RGB; ``world_from_ee`` (Nee, 4, 4) where it is an episode's."""
+    """``image`` (H, W, 3) uint8 RGB; ``world_from_ee`` (Nee, 4, 4) and ``K`` (3, 3) where it is an episode's."""
 
     name: str
     image: np.ndarray
     world_from_ee: np.ndarray | None = None
+    K: np.ndarray | None = None
 
 
 def read_pictures(path: Path, camera: str, most: int) -> Iterator[Picture]:
@@ -84,4 +85,5 @@ def _of_video(path: Path, most: int) -> Iterator[Picture]:
 def _of_episode(path: Path, camera: str, most: int) -> Iterator[Picture]:
     with contextlib.closing(VideoCache("pyav")) as videos, Episode(path, [camera], videos=videos) as episode:
         for frame in evenly(len(episode), most):
-            yield Picture(f"{path.name} frame {frame}", episode.rgb(camera, frame), episode.world_from_ee[frame])
+            seen = episode.camera_frame(camera, frame)
+            yield Picture(f"{path.name} frame {frame}", seen.rgb, episode.world_from_ee[frame], seen.K)

@@ -18,20 +18,16 @@ from tests.calibrate import scene
 @pytest.fixture(scope="session")
 def shot(tmp_path_factory) -> tuple[Path, np.ndarray]:
     """A folder of rendered pictures through a lens, the board's YAML, a rig with the true lens, and cam_from_board."""
-    folder, poses = (
-        tmp_path_factory.mktemp("shot"),
-        scene.before_camera(scene.BOARD, 16, 5, tilt=35, distance=(0.33, 0.5)),
-    )
+    folder = tmp_path_factory.mktemp("shot")
+    poses = scene.before_camera(scene.BOARD, 16, 5, tilt=35, distance=(0.33, 0.5))
     squares = page._squares(scene.BOARD)
     (folder / "pictures").mkdir()
     for index, placed in enumerate(poses):
         image = scene.render(scene.BOARD, squares, placed, scene.BARREL)
         cv2.imwrite(str(folder / f"pictures/img_{index:02d}.png"), image)
     assert main(["board", "--out", str(folder / "board.png")]) == 0
-    write_rig(
-        folder / "rig.yaml",
-        {"front": RigCamera(scene.SIZE, scene.K, scene.BARREL), "hand": RigCamera(scene.SIZE, scene.K, scene.BARREL)},
-    )
+    lens = RigCamera(scene.SIZE, scene.K, scene.BARREL)
+    write_rig(folder / "rig.yaml", {"front": lens, "hand": lens})
     return folder, poses
 
 

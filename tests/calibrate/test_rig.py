@@ -193,7 +193,7 @@ def test_a_clients_frames_are_undistorted_as_those_of_training(tmp_path):
 
 
 def test_inspection_draws_with_the_rig_so_that_a_wrong_calibration_shows(tmp_path, capsys):
-    """The gripper is a red square in the pictures; the path is green where the calibration says it is."""
+    """What is green is the path: beside where it belongs, as the recorded camera is beside the true one."""
     right, shifted = WORLD_FROM_CAM, WORLD_FROM_CAM.copy()
     shifted[:3, 3] += WORLD_FROM_CAM[:3, :3] @ (0.1, 0, 0)
     with EpisodeWriter(tmp_path / "a.h5", ["front"], 1, "wave") as episode:
