@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -84,7 +85,7 @@ class IntrinsicsOptions:
 
     def run(self) -> None:
         check_writable(self.rig.parent, "--rig")
-        cameras_of(self.rig)
+        cameras_of(self.rig)  # one that cannot be read is said before the work
         views = find_views(read_pictures(self.pictures, self.camera, self.most), read_board(self.board))
         _say_found(self.camera, views)
         lens = find_lens(views.views, views.size, self.coefficients)
@@ -126,30 +127,8 @@ class _HandEyeOptions:
 
     def find(self, carried: bool) -> RigCamera:
         """The camera, placed in the world or on the arm."""
-        check_writable(self.rig.parent, "--rig")
-        if self.arm < 0:
-            raise CommandLineError(f"--arm is {self.arm}; wanted the number of an end-effector, from 0")
-        camera = cameras_of(self.rig).get(self.camera)
-        if camera is None:
-            what = f"{self.rig} has no camera {self.camera!r} yet; run intrinsics for it first, with the same --rig"
-            raise DataError(what, "camera")
-        board = read_board(self.board)
-        if not board.has_one_way_up:
-            what = f"{self.board}: a checkerboard of {board.squares[0]} x {board.squares[1]} looks the same upside down"
-            raise DataError(f"{what}; wanted an odd sum of columns and rows, or a ChArUco board", "schema")
-        is_episode = self.pictures.suffix in EPISODE_SUFFIXES
-        if (self.poses is None) != is_episode:
-            wanted = "leave --poses out" if is_episode else "give --poses FILE, or an episode file as --pictures"
-            whose = "an episode has its own poses" if is_episode else f"{self.pictures} has no poses of the robot"
-            raise CommandLineError(f"{whose}; {wanted}")
-        poses = {} if self.poses is None else read_poses(self.poses)
-        pictures = []
-        for picture in read_pictures(self.pictures, self.camera, self.most):
-            size = picture.image.shape[1::-1]
-            if size != camera.size:
-                what = f"{picture.name} is {size[0]} x {size[1]}, the intrinsics of {self.camera} in {self.rig} are of"
-                raise DataError(f"{what} {camera.size[0]} x {camera.size[1]}; wanted pictures of that size", "image")
-            pictures.append(picture)
+        camera, board, poses = self._read()
+        pictures = list(self._pictures(camera))
         views = find_views(pictures, board)
         _say_found(self.camera, views)
         by_name = {picture.name: picture for picture in pictures}
@@ -174,6 +153,34 @@ class _HandEyeOptions:
         return dataclasses.replace(
             camera, **nowhere | placed, error=error, date=today(), method=after_lens(camera, method)
         )
+
+    def _read(self) -> tuple[RigCamera, Board, dict[str, np.ndarray]]:
+        """The camera as the rig has it, the board, and the robot's poses by picture, none of an episode."""
+        check_writable(self.rig.parent, "--rig")
+        if self.arm < 0:
+            raise CommandLineError(f"--arm is {self.arm}; wanted the number of an end-effector, from 0")
+        camera = cameras_of(self.rig).get(self.camera)
+        if camera is None:
+            what = f"{self.rig} has no camera {self.camera!r} yet; run intrinsics for it first, with the same --rig"
+            raise DataError(what, "camera")
+        board = read_board(self.board)
+        if not board.has_one_way_up:
+            what = f"{self.board}: a checkerboard of {board.squares[0]} x {board.squares[1]} looks the same upside down"
+            raise DataError(f"{what}; wanted an odd sum of columns and rows, or a ChArUco board", "schema")
+        is_episode = self.pictures.suffix in EPISODE_SUFFIXES
+        if (self.poses is None) != is_episode:
+            wanted = "leave --poses out" if is_episode else "give --poses FILE, or an episode file as --pictures"
+            whose = "an episode has its own poses" if is_episode else f"{self.pictures} has no poses of the robot"
+            raise CommandLineError(f"{whose}; {wanted}")
+        return camera, board, {} if self.poses is None else read_poses(self.poses)
+
+    def _pictures(self, camera: RigCamera) -> Iterator[Picture]:
+        for picture in read_pictures(self.pictures, self.camera, self.most):
+            size = picture.image.shape[1::-1]
+            if size != camera.size:
+                what = f"{picture.name} is {size[0]} x {size[1]}, the intrinsics of {self.camera} in {self.rig} are of"
+                raise DataError(f"{what} {camera.size[0]} x {camera.size[1]}; wanted pictures of that size", "image")
+            yield picture
 
     def _pose_of(self, picture: Picture, poses: dict[str, np.ndarray]) -> np.ndarray:
         """(4, 4) ``world_from_ee``."""

@@ -216,8 +216,8 @@ def _rig_data(
     frames = recording.frames(camera.frames, camera.flip_rows)
     if calibrated.distortion.any():
         frames = Undistorted(frames, calibrated, recording.video_root)
-    standing = poses if poses.ndim == 2 else poses[0] if (poses == poses[0]).all() else None
-    return CameraData(poses if standing is None else standing, K, frames)
+    stands = poses.ndim == 3 and (poses == poses[0]).all()
+    return CameraData(poses[0] if stands else poses, K, frames)
 
 
 def _in_world(where: str, camera: Camera, evaluate: Evaluator, field: str) -> np.ndarray:
