@@ -16,6 +16,10 @@ SMALLEST = {
     "batching": ("--sessions 1 2 --queries 1 --steps 1 --device cpu", r"\| 2 \| [\d.]+ \| [\d.]+ \| [\d.]+ \|"),
     "convert": ("--baseline HEAD --episodes 2 --frames 20 --repeats 1", r"these files \| \d"),
     "denoise": ("--no-compile --repeats 1 --steps 1 --queries 1 --device cpu", r"eager, 10 steps +\d"),
+    "kinematics": (
+        "--rows 500 --steps 5 --repeats 1",
+        r"poses to joints, 7 joints \| [\d,]+ \| [\d,]+ .mink. \| [\d.]+x",
+    ),
     "libero_overhead": ("--steps 20 --repeats 1 --image-size 64", r"ratio \d"),
     "large_set": ("--episodes 100 --nodes 1 --cores 1 --frames 20 --side 96", r"stored as videos .*MB"),
     "loader": ("--seconds 0.06 --episodes 2 --frames 24 --size 96", r"this loader, video +\d"),

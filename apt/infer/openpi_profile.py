@@ -18,6 +18,7 @@ from scipy.spatial.transform import Rotation
 from data_utils.convert.assemble import ArmTrack, by_name_and_number, camera_data
 from data_utils.convert.mapping import Arm, Camera
 from data_utils.convert.values import Evaluator
+from data_utils.errors import DataError
 from data_utils.yaml_file import Wrong, YamlFile, read_yaml
 
 PROFILES = Path(__file__).parent / "openpi_profiles"
@@ -103,9 +104,13 @@ class ProfileReader:
         self.name = name
         self.profile: Profile = _in_scene(read_yaml(self.file), scene).build(Profile)
         for number, arm in enumerate(self.profile.arms):
-            if arm.pose.urdf is not None and not (self.file.parent / arm.pose.urdf).is_file():
-                what = f"arms[{number}].pose.urdf is {arm.pose.urdf}, which is not beside it"
-                raise ValueError(f"{self.file}: {what}; where this is a template, copy it and fill in your rig")
+            if arm.pose.robot is None:
+                continue
+            try:
+                arm.pose.robot.open(self.file)
+            except DataError as error:
+                what = f"arms[{number}].pose: {error}"
+                raise ValueError(f"{what}; where this is a template, copy it and fill in your rig") from error
 
     def frame(self, observation: Mapping[str, Any]) -> dict[str, Any]:
         """Without its ``timestamp``, as :func:`apt.infer.frames.parse_frame` takes it.

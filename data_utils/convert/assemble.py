@@ -42,6 +42,9 @@ def assemble(
     times = _times(mapping, recording, evaluate)
     for index, arm in enumerate(arms):
         evaluate.check_speed(arm.world_from_ee, times, f"arms[{index}]")
+        told = mapping.arms[index]
+        if told.pose.form == "joints":
+            evaluate.check_joints(told.pose, times, f"arms[{index}]", told.desired.pose if desired else None)
     if evaluate.remarks:
         attributes = attributes | {schema.REMARKS_ATTR: "\n".join(evaluate.remarks)}
     episode = EpisodeData(
@@ -165,7 +168,8 @@ class ArmTrack:
 
     def _openness(self, source: Arm | Desired, where: str) -> np.ndarray:
         if source.gripper is None:  # an end-effector without one, as the format wants it
-            return np.zeros(self._length)
+            among_joints = self._evaluate.openness_among_joints(source.pose, f"{where}.pose")
+            return np.zeros(self._length) if among_joints is None else among_joints
         return self._evaluate.openness(source.gripper, f"{where}.gripper")
 
 

@@ -15,8 +15,17 @@ import numpy as np
 import tyro
 
 from data_utils.convert.assemble import assemble
+from data_utils.convert.joint_names import check_joint_names
 from data_utils.convert.lerobot_layout import BrokenRow, EpisodePlace, Layout, episode_name
-from data_utils.convert.mapping import calibration_files, check_columns, check_files, load_mapping, mapping_content
+from data_utils.convert.mapping import (
+    calibration_files,
+    check_columns,
+    check_files,
+    check_robots,
+    load_mapping,
+    mapping_content,
+    robot_files,
+)
 from data_utils.convert.pairing import Pairing, paired
 from data_utils.convert.provenance import state_of
 from data_utils.convert.runner import Job
@@ -71,6 +80,8 @@ class LerobotConverter:
         # Before an hour's work is spent on a misspelt name; single episodes may still lack a column.
         check_columns(self._mapping, self._mapping_file, dict.fromkeys([*self._layout.features, *OWN_COLUMNS]))
         check_files(self._mapping, self._mapping_file, self._calibration)
+        check_robots(self._mapping, self._mapping_file)
+        check_joint_names(self._mapping, self._mapping_file, self._layout.features)
         places, broken = self._layout.episodes()
         jobs = [Job(episode_name(place.index), (place,)) for place in places]
         return jobs + [Job(row.name, (row,)) for row in broken]
@@ -80,6 +91,7 @@ class LerobotConverter:
         if isinstance(place, BrokenRow):
             return {}
         files = [self._root / place.data, *(self._root / video.path for video in place.videos)]
+        files += robot_files(self._mapping, self._mapping_file)
         # Tables that grow with every new episode are not files of this one: what they say of it is.
         return {
             "files": state_of([*files, *calibration_files(self._mapping, self._calibration, place.index)]),

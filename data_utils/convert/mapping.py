@@ -15,6 +15,7 @@ from pathlib import Path
 
 from data_utils.convert.pairing import Pairing
 from data_utils.errors import DataError
+from data_utils.kinematics.robot import RobotSource
 from data_utils.rig import read_rig
 from data_utils.yaml_file import Wrong, build, field_names, read_yaml
 
@@ -27,7 +28,7 @@ POSE_FORMS = {
     "xyz+rotvec": (6, set()),
     "xyz+matrix": (12, set()),
     "matrix": (16, set()),
-    "joints": (None, {"joints", "urdf", "base", "tip"}),
+    "joints": (None, {"robot"}),
 }
 INTRINSICS_FORMS = {"matrix": 9, "fx+fy+cx+cy": 4, "fx+cx+fy+cy": 4, "fovy": 1}
 _COLUMN = re.compile(r"(?P<name>.+?)\[(?P<start>\d+)(?::(?P<stop>\d+))?\]")
@@ -96,10 +97,7 @@ class Pose:
     order: str | None = None
     axes: str | None = None
     angles: str | None = None
-    joints: tuple[str, ...] | None = None
-    urdf: str | None = None
-    base: str | None = None
-    tip: str | None = None
+    robot: RobotSource | None = None
     inverse: bool = False
 
     def __post_init__(self) -> None:
@@ -307,7 +305,7 @@ def check_files(mapping: Mapping, path: Path, calibration: Path) -> None:
     """Raises MappingError for the first file, the same for all episodes, that is not in the folder ``calibration``, or
     that is a rig without the camera that is wanted of it."""
     for field, file in _named(mapping, ""):
-        if isinstance(file, str) or "{" in file.file:
+        if not isinstance(file, InFile | InRig) or "{" in file.file:
             continue
         if not (calibration / file.file).is_file():
             what = f"{field} wants the calibration file {calibration / file.file}, which is not there"
@@ -319,11 +317,32 @@ def check_files(mapping: Mapping, path: Path, calibration: Path) -> None:
                 raise MappingError(f"{path}: {field}: {error}", error.rule) from error
 
 
+def check_robots(mapping: Mapping, path: Path) -> None:
+    """Raises DataError for the first robot of a mapping, read from ``path``, of no use or with two grippers."""
+    for _, robot in _named(mapping, ""):
+        if isinstance(robot, RobotSource):
+            robot.open(path)
+    for number, arm in enumerate(mapping.arms):
+        for where, source in ((f"arms[{number}]", arm), (f"arms[{number}].desired", arm.desired)):
+            if source is None or source.gripper is None or source.pose.robot is None:
+                continue
+            robot = source.pose.robot.open(path)
+            if robot.settings.gripper is not None:
+                what = f"{where}.gripper is given, and {robot.name} has a gripper among its numbers; keep one of them"
+                raise MappingError(f"{path}: {what}", "schema")
+
+
+def robot_files(mapping: Mapping, path: Path) -> list[Path]:
+    """Robot files and descriptions that a mapping, read from ``path``, is applied with. Raises DataError."""
+    robots = [robot for _, robot in _named(mapping, "") if isinstance(robot, RobotSource)]
+    return list(dict.fromkeys(file for robot in robots for file in robot.files(path)))
+
+
 def calibration_files(mapping: Mapping, calibration: Path, episode: int) -> list[Path]:
     """Those that one episode is converted with, of the folder ``calibration``; ones that are not there left out."""
     found = []
     for _, file in _named(mapping, ""):
-        if not isinstance(file, str):
+        if isinstance(file, InFile | InRig):
             with contextlib.suppress(KeyError, IndexError, ValueError):  # a template that converting will name
                 found.append(calibration / calibration_file_name(file, episode))
     return [path for path in found if path.is_file()]
@@ -334,11 +353,11 @@ def calibration_file_name(file: InFile | InRig, episode: int) -> str:
     return file.file.format(episode_index=episode, episode_chunk=episode // 1000)
 
 
-def _named(item: object, field: str) -> Iterator[tuple[str, str | InFile | InRig]]:
-    """Every column (its name) and file that a part of a mapping names, with the field that names it."""
+def _named(item: object, field: str) -> Iterator[tuple[str, str | InFile | InRig | RobotSource]]:
+    """Every column (its name), file and robot that a part of a mapping names, with the field that names it."""
     if isinstance(item, Column):
         yield field, item.name
-    elif isinstance(item, InFile | InRig):
+    elif isinstance(item, InFile | InRig | RobotSource):
         yield field, item
     elif isinstance(item, Values):
         yield from _named(item.pieces, field)

@@ -16,7 +16,14 @@ import numpy as np
 import tyro
 
 from data_utils.convert.assemble import assemble
-from data_utils.convert.mapping import calibration_files, check_files, load_mapping, mapping_content
+from data_utils.convert.mapping import (
+    calibration_files,
+    check_files,
+    check_robots,
+    load_mapping,
+    mapping_content,
+    robot_files,
+)
 from data_utils.convert.provenance import state_of
 from data_utils.convert.runner import Job
 from data_utils.errors import DataError
@@ -66,6 +73,7 @@ class RobomimicConverter:
 
     def jobs(self) -> list[Job]:
         check_files(self._mapping, self._mapping_file, self._calibration)
+        check_robots(self._mapping, self._mapping_file)
         stems = Counter(path.stem for path in self._files)
         found = []
         for path in self._files:
@@ -84,7 +92,8 @@ class RobomimicConverter:
 
     def made_from(self, job: Job) -> dict:
         path, _, number = job.key
-        return {"files": state_of([path, *calibration_files(self._mapping, self._calibration, number)])}
+        calibration = calibration_files(self._mapping, self._calibration, number)
+        return {"files": state_of([path, *calibration, *robot_files(self._mapping, self._mapping_file)])}
 
     def convert(self, job: Job) -> EpisodeData:
         path, name, number = job.key

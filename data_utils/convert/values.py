@@ -11,7 +11,6 @@ from typing import Protocol
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from data_utils.convert.kinematics import Chain
 from data_utils.convert.mapping import (
     INTRINSICS_FORMS,
     POSE_FORMS,
@@ -28,6 +27,8 @@ from data_utils.errors import DataError
 from data_utils.geometry.motion import FASTEST_HAND, median_speed
 from data_utils.geometry.pinhole import intrinsics_fault
 from data_utils.h5io import VideoFrames
+from data_utils.kinematics.recorded import Finding, far_commands, suspicions
+from data_utils.kinematics.robot import GripperColumn, Robot
 from data_utils.rig import Rig, RigCamera, read_rig
 from data_utils.words import one_line
 from data_utils.yaml_file import read_yaml
@@ -164,7 +165,10 @@ class Evaluator:
         if not np.isfinite(numbers).all():
             frame = int(np.argmin(np.isfinite(numbers).all(axis=1)))
             raise self.fault(f"{field} at frame {frame} is not finite", "pose")
-        wanted = len(pose.joints) if pose.form == "joints" else POSE_FORMS[pose.form][0]
+        if pose.form == "joints":
+            matrices = self._robot(pose, numbers, field).poses(numbers)
+            return _inverse(matrices) if pose.inverse else matrices
+        wanted = POSE_FORMS[pose.form][0]
         if numbers.shape[1] != wanted:
             raise self.fault(f"{field} has {numbers.shape[1]} numbers; form {pose.form} takes {wanted}", "pose")
         if pose.form == "xyz+quat":
@@ -172,10 +176,7 @@ class Evaluator:
             if not (norms > 1e-6).all():
                 raise self.fault(f"{field} at frame {int(np.argmin(norms))} has a quaternion of length 0", "rotation")
         self._check_angles(pose, numbers, field)
-        if pose.form == "joints":
-            matrices = Chain(self._mapping.parent / pose.urdf, pose.base, pose.tip, pose.joints).poses(numbers)
-        else:
-            matrices = _matrices(pose, numbers)
+        matrices = _matrices(pose, numbers)
         return _inverse(matrices) if pose.inverse else matrices
 
     def _check_angles(self, pose: Pose, numbers: np.ndarray, field: str) -> None:
@@ -191,6 +192,42 @@ class Evaluator:
             what = f"{field} turns by up to {largest.max():.4g} radians, {beyond.mean():.0%} of it"
             raise self.fault(f"{what} by more than a full turn; are its angles in degrees?", "rotation")
 
+    def _robot(self, pose: Pose, numbers: np.ndarray, field: str) -> Robot:
+        """Whose joints ``numbers`` (T, width) are."""
+        robot = pose.robot.open(self._mapping)
+        if numbers.shape[1] != robot.width:
+            joints = f"{len(robot.chain)} joints ({', '.join(robot.chain.names)})"
+            gripper = (
+                "" if robot.width == len(robot.chain) else f" and a gripper, number {robot.settings.gripper.column}"
+            )
+            what = f"{field} has {numbers.shape[1]} numbers; {robot.name} names {joints}{gripper}"
+            raise self.fault(what, "pose")
+        return robot
+
+    def check_joints(self, pose: Pose, times: np.ndarray, field: str, desired: Pose | None = None) -> None:
+        """Refuse joint positions at (T,) seconds that are not this robot's, and commands that are far from them."""
+        numbers = self._joint_rows(pose, field)
+        robot = self._robot(pose, numbers, field)
+        self._judge(suspicions(robot, numbers, times), field)
+        if desired is None or desired.form != "joints":
+            return
+        commands = self._joint_rows(desired, f"{field}.desired")
+        commanded = self._robot(desired, commands, f"{field}.desired")
+        self._judge(suspicions(commanded, commands, times), f"{field}.desired")
+        if commanded.chain.names == robot.chain.names:
+            self._judge(far_commands(robot, numbers, commands, commanded), f"{field}.desired")
+
+    def _joint_rows(self, pose: Pose, field: str) -> np.ndarray:
+        """(T, width)."""
+        numbers = self.numbers(pose.values, field)
+        return np.broadcast_to(numbers, (self._recording.length, numbers.shape[1]))
+
+    def _judge(self, findings: Sequence[Finding], field: str) -> None:
+        for finding in findings:
+            if finding.refused:
+                raise self.fault(f"{field}: {finding.what}", "pose")
+            self.remarks.append(f"pose: {field}: {finding.what}")
+
     def check_speed(self, world_from_ee: np.ndarray, times: np.ndarray, field: str) -> None:
         """Refuse (T, 4, 4) that moves at (T,) seconds as no arm does."""
         speed = median_speed(world_from_ee, times)
@@ -203,13 +240,26 @@ class Evaluator:
         reading = self.numbers(gripper.values, field)
         if reading.shape[1] != 1:
             raise self.fault(f"{field} has {reading.shape[1]} numbers; a gripper's reading is one", "gripper")
+        return self._openness(reading, gripper, field)
+
+    def openness_among_joints(self, pose: Pose, field: str) -> np.ndarray | None:
+        """(T,) float64 in [0, 1] of a gripper whose readings are among those of a pose's joints; None without one."""
+        if pose.robot is None or (gripper := pose.robot.open(self._mapping).settings.gripper) is None:
+            return None
+        numbers = self.numbers(pose.values, field)
+        self._robot(pose, numbers, field)
+        return self._openness(numbers[:, [gripper.column]], gripper, field)
+
+    def _openness(self, reading: np.ndarray, gripper: Gripper | GripperColumn, field: str) -> np.ndarray:
         if not np.isfinite(reading).all():
             raise self.fault(f"{field} at frame {int(np.argmin(np.isfinite(reading[:, 0])))} is not finite", "gripper")
         openness = (reading[:, 0] - gripper.closed) / (gripper.open - gripper.closed)
         self._check_range(openness, reading[:, 0], gripper, field)
         return np.broadcast_to(openness.clip(0, 1), (self._recording.length,))
 
-    def _check_range(self, openness: np.ndarray, reading: np.ndarray, gripper: Gripper, field: str) -> None:
+    def _check_range(
+        self, openness: np.ndarray, reading: np.ndarray, gripper: Gripper | GripperColumn, field: str
+    ) -> None:
         """Readings that no gripper of this range gives: a few are remarked on, many refused."""
         far = (openness < -FAR_OUTSIDE) | (openness > 1 + FAR_OUTSIDE)
         if not far.any():

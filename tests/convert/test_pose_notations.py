@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from data_utils.convert.kinematics import Chain
 from data_utils.convert.mapping import Column, Intrinsics, MappingError, Pose, Values, load_mapping
 from data_utils.convert.values import Evaluator
 from data_utils.errors import DataError
+from data_utils.kinematics.description import read_chain
+from data_utils.kinematics.robot import RobotSource
 
 URDF = """<robot name="arm">
   <link name="base"/><link name="upper"/><link name="flange"/><link name="hand"/><link name="finger"/>
@@ -72,12 +73,19 @@ def test_every_notation_gives_the_same_poses(seed, axes):
 
 
 def test_joint_positions_become_poses_as_the_urdf_library_sees_them(tmp_path):
+    pytest.importorskip("mujoco")
     yourdfpy = pytest.importorskip("yourdfpy")
     path = tmp_path / "arm.urdf"
     path.write_text(URDF)
     numbers = np.random.default_rng(0).uniform(-1, 1, (7, 2))
-    pose = {"form": "joints", "joints": ("slide", "turn"), "urdf": "arm.urdf", "base": "base", "tip": "hand"}
-    poses = evaluated(numbers, tmp_path / "mapping.yaml", **pose)
+    told = {
+        "description": "arm.urdf",
+        "base": "base",
+        "end_effector": "hand",
+        "joints": ["slide", "turn"],
+        "units": "rad",
+    }
+    poses = evaluated(numbers, tmp_path / "mapping.yaml", form="joints", robot=RobotSource.read(told))
     robot = yourdfpy.URDF.load(str(path), load_meshes=False)
     for row, found in zip(numbers, poses, strict=True):
         robot.update_cfg({"slide": row[0], "turn": row[1], "grip": 0.0})
@@ -85,13 +93,15 @@ def test_joint_positions_become_poses_as_the_urdf_library_sees_them(tmp_path):
 
 
 def test_a_joint_that_moves_and_is_not_recorded_is_named(tmp_path):
-    pytest.importorskip("yourdfpy")
+    pytest.importorskip("mujoco")
     path = tmp_path / "arm.urdf"
     path.write_text(URDF)
-    with pytest.raises(DataError, match="joint 'grip' moves between base and finger and is not recorded"):
-        Chain(path, "base", "finger", ["turn", "slide"])
-    with pytest.raises(DataError, match="no way from link 'hand' to 'base'"):
-        Chain(path, "hand", "base", [])
+    with pytest.raises(
+        DataError, match="joint 'grip' moves 'finger' and is not named; those that do are turn, slide, grip"
+    ):
+        read_chain(path, ["turn", "slide"], "finger", "base")
+    with pytest.raises(DataError, match="no way from 'hand' out to 'upper'"):
+        read_chain(path, ["turn"], "upper", "hand")
 
 
 @pytest.mark.parametrize(
