@@ -39,7 +39,7 @@ def description_path(name: str, folder: Path) -> Path:
     """
     if Path(name).suffix.lower() in FILES:
         if not (folder / name).is_file():
-            raise DataError(f"description is {name}, which is not beside it in {folder}; put it there", "file")
+            raise DataError(f"description is {name}, which is not beside it; put it there, or name another", "file")
         return folder / name
     if not re.fullmatch(r"\w+", name):
         what = f"wanted a file ({', '.join(FILES)}) or a name of robot_descriptions"

@@ -93,11 +93,10 @@ def _explanation(robot: Robot, numbers: np.ndarray, joint: int) -> str:
         scale, shift = robot.scale_and_shift(units)
         return _outside(robot, numbers * scale + shift).mean(axis=0) <= MOST_OUTSIDE
 
-    others = [units for units in ("rad", "deg") if units != settings.units and fits(readings, units).all()]
-    if settings.units != "lerobot" and settings.units == "rad" and np.abs(readings).max() < 100.5:
-        others.append("lerobot")
-    if others:
-        return f"read as {' or '.join(f'units: {units}' for units in others)} they would be within"
+    if settings.units == "rad" and np.abs(readings[:, ~robot.chain.slides]).max(initial=0) > FULL_TURN:
+        others = ["deg"] * bool(fits(readings, "deg").all()) + ["lerobot"] * bool(np.abs(readings).max() < 100.5)
+        if others:
+            return f"read as {' or '.join(f'units: {units}' for units in others)} they would be within"
     swapped = readings.copy()
     within = fits(readings, settings.units)
     for other in range(readings.shape[1]):

@@ -10,14 +10,14 @@ import pytest
 import yaml
 from scipy.spatial.transform import Rotation
 
-from data_utils.checks.unusual import find_warnings
+from data_utils.convert.lerobot import LerobotConverter, LerobotSettings
+from data_utils.episodes import schema
 from data_utils.errors import DataError
-from data_utils.h5io import Episode
+from data_utils.h5io import EpisodeData
 from data_utils.kinematics.recorded import suspicions
-from data_utils.video import VideoCache
 from tests.convert import datasets
-from tests.convert.test_lerobot_conversion import MAPPING, convert
-from tests.kinematics.arms import names, robot, smooth
+from tests.convert.test_lerobot_conversion import MAPPING, converted_episode
+from tests.kinematics.arms import ARMS, names, robot, smooth
 
 pytest.importorskip("mujoco")
 T = 40
@@ -30,8 +30,6 @@ def joints_of(count: int, seed: int = 0) -> np.ndarray:
 
 
 def limits(count: int) -> tuple[np.ndarray, np.ndarray]:
-    from tests.kinematics.arms import ARMS
-
     return tuple(np.array([joint[2] for joint in ARMS[count]]).T)
 
 
@@ -57,14 +55,13 @@ def mapping_of(folder: Path, pose: dict, action: dict, gripper: dict | None = No
     return path
 
 
-def converted(folder: Path, state: np.ndarray, action: np.ndarray, settings: dict, state_names=None):
-    """What came of converting joint columns by a robot file of these settings; the arm is written beside it."""
+def converted(folder: Path, state: np.ndarray, action: np.ndarray, settings: dict, state_names=None) -> EpisodeData:
+    """What becomes of joint columns by a robot file of these settings."""
     (folder / "arm.yaml").write_text(yaml.safe_dump(settings))
     pose, command = (
         {"form": "joints", "values": column, "robot": "arm.yaml"} for column in ("observation.state", "action")
     )
-    root = source(folder / "in", state, action, state_names)
-    return convert(root, folder / "out", mapping_of(folder, pose, command))
+    return converted_episode(source(folder / "in", state, action, state_names), mapping_of(folder, pose, command), 0)
 
 
 def settings_of(folder: Path, count: int, units: str = "rad", **more) -> dict:
@@ -88,8 +85,7 @@ def test_joint_columns_become_the_episode_of_their_pose_columns(inline, tmp_path
     named = told if inline else "arm.yaml"
     pose, command = ({"form": "joints", "values": column, "robot": named} for column in ("observation.state", "action"))
     root = source(tmp_path / "in", state, action)
-    summary = convert(root, tmp_path / "joints", mapping_of(tmp_path, pose, command))
-    assert summary.converted == 1, summary.text()
+    joints = converted_episode(root, mapping_of(tmp_path, pose, command), 0)
 
     def pose_columns(rows: np.ndarray) -> np.ndarray:
         poses = arm.poses(rows)
@@ -105,20 +101,18 @@ def test_joint_columns_become_the_episode_of_their_pose_columns(inline, tmp_path
         reading | {"values": "observation.state[7]"}, reading | {"values": "action[7]"},
     )  # fmt: skip
     root = source(tmp_path / "poses/in", pose_columns(state), pose_columns(action))
-    assert convert(root, tmp_path / "poses/out", mapping).converted == 1
-    name = "chunk-000/episode_000000.h5"
-    with Episode(tmp_path / "joints" / name) as joints, Episode(tmp_path / "poses/out" / name) as poses:
-        for key in ("world_from_ee", "world_from_ee_desired", "gripper", "gripper_desired", "timestamps"):
-            np.testing.assert_allclose(getattr(joints, key), getattr(poses, key), atol=1e-6, err_msg=key)
-        np.testing.assert_allclose(joints.world_from_cam("hand", 7), poses.world_from_cam("hand", 7), atol=1e-6)
+    poses = converted_episode(root, mapping, 0)
+    for key in ("world_from_ee", "world_from_ee_desired", "gripper", "gripper_desired", "timestamp"):
+        np.testing.assert_allclose(getattr(joints, key), getattr(poses, key), atol=1e-6, err_msg=key)
+    np.testing.assert_allclose(joints.cameras["hand"].world_from_cam, poses.cameras["hand"].world_from_cam, atol=1e-6)
 
 
 def refused(folder: Path, state: np.ndarray, settings: dict, action: np.ndarray | None = None) -> str:
     """The message of the conversion of a column that is not what the settings say."""
-    summary = converted(folder, state, state if action is None else action, settings)
-    assert summary.converted == 0 and [failure.rule for failure in summary.failed] == ["pose"], summary.text()
-    assert "\n" not in summary.failed[0].message
-    return summary.failed[0].message
+    with pytest.raises(DataError) as error:
+        converted(folder, state, state if action is None else action, settings)
+    assert error.value.rule == "pose" and "\n" not in str(error.value)
+    return str(error.value)
 
 
 def test_degrees_that_were_called_radians_are_refused(tmp_path):
@@ -190,12 +184,9 @@ def test_commands_far_from_the_state_are_refused(tmp_path):
 def test_a_few_rows_beyond_a_limit_are_remarked_on(tmp_path):
     state = joints_of(6)
     state[:, 2] = np.linspace(3.0, 3.5, T)  # the limit is 3.14; a twentieth of its range is let pass
-    summary = converted(tmp_path, state, state, settings_of(tmp_path, 6))
-    assert summary.converted == 1, summary.text()
-    path = tmp_path / "out/chunk-000/episode_000000.h5"
-    remarks = [warning.message for warning in find_warnings(path, VideoCache("pyav")) if warning.rule == "pose"]
-    said = "arms[0]: joint 'joint3' goes to 3.5 rad (200.5 degrees), 8% of it beyond its limits -3.142 to 3.142 rad"
-    assert said in remarks[0]
+    remarks = converted(tmp_path, state, state, settings_of(tmp_path, 6)).attributes[schema.REMARKS_ATTR].splitlines()
+    said = "arms[0]: joint 'joint3' goes to 3.5 rad (200.5 degrees), 10% of it beyond its limits -3.142 to 3.142 rad"
+    assert remarks == [f"pose: {said}", f"pose: {said.replace('arms[0]', 'arms[0].desired')}"]
 
 
 def test_a_wrong_count_and_a_gripper_given_twice_are_said(tmp_path):
@@ -208,13 +199,15 @@ def test_a_wrong_count_and_a_gripper_given_twice_are_said(tmp_path):
     gripper = {"values": "observation.state[6]", "closed": 0, "open": 1}
     mapping = mapping_of(tmp_path, pose, pose, gripper)
     with pytest.raises(DataError, match=r"arms\[0\].gripper is given, and .*arm.yaml has a gripper among its numbers"):
-        convert(tmp_path / "in", tmp_path / "again", mapping)
+        converted_episode(tmp_path / "in", mapping, 0)
 
 
-def test_a_robot_file_that_changed_makes_its_episodes_anew(tmp_path):
+def test_a_robot_file_and_its_description_are_what_episodes_are_made_from(tmp_path):
     state, told = joints_of(6), settings_of(tmp_path, 6)
-    assert converted(tmp_path, state, state, told).converted == 1
-    mapping = tmp_path / "mapping.yaml"
-    assert convert(tmp_path / "in", tmp_path / "out", mapping).already_there == 1
+    converted(tmp_path, state, state, told)
+    converter = LerobotConverter(LerobotSettings(tmp_path / "in", str(tmp_path / "mapping.yaml")))
+    (job,) = converter.jobs()
+    before = converter.made_from(job)
+    assert {"arm.yaml", "arm6.xml"} <= {Path(name).name for name in before["files"]}
     (tmp_path / "arm.yaml").write_text(yaml.safe_dump(told | {"tcp": [0, 0, 0.05, 0, 0, 0]}))
-    assert convert(tmp_path / "in", tmp_path / "out", mapping).changed == 1
+    assert converter.made_from(job) != before

@@ -126,7 +126,7 @@ def test_a_profile_that_cannot_be_used_is_refused_by_what_is_wrong_in_it(tmp_pat
         ("libero", "none was named; append one of its scenes: :tabletop, :floor"),
         ("libero:moon", "there is no 'moon'"),
         ("aloha", "neither a file nor one that is shipped .droid, libero."),
-        ("droid", "fr3.urdf, which is not beside it; where this is a template, copy it"),
+        ("droid", "fr3.urdf, which is not beside it; put it there.*where this is a template, copy it"),
     ):
         with pytest.raises(ValueError, match=says):
             ProfileReader(name)
