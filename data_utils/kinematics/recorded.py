@@ -97,19 +97,18 @@ def _explanation(robot: Robot, numbers: np.ndarray, joint: int) -> str:
         others = ["deg"] * bool(fits(readings, "deg").all()) + ["lerobot"] * bool(np.abs(readings).max() < 100.5)
         if others:
             return f"read as {' or '.join(f'units: {units}' for units in others)} they would be within"
-    swapped = readings.copy()
-    within = fits(readings, settings.units)
+    ways = []
+    if fits(-readings, settings.units)[joint]:
+        ways.append("the other sign")
     for other in range(readings.shape[1]):
+        swapped = readings.copy()
         swapped[:, [joint, other]] = readings[:, [other, joint]]
-        now = fits(swapped, settings.units)
-        if other != joint and now[joint] and now[other]:
-            return (
-                f"with {robot.chain.names[other]!r} in its place they would be within: is the order of joints another?"
-            )
-        swapped[:, [joint, other]] = readings[:, [joint, other]]
-    negated = readings * np.where(within, 1, -1)
-    if fits(negated, settings.units)[joint]:
-        return "with the other sign they would be within (sign)"
+        within = fits(swapped, settings.units)
+        if within[joint] and within[other] and other != joint:
+            ways.append(f"{robot.chain.names[other]!r} in its place (another order)")
+            break
+    if ways:
+        return f"with {' or with '.join(ways)} it would be within"
     return "is it another joint, unit, sign or offset?"
 
 
