@@ -19,8 +19,13 @@ os.environ.setdefault(
 import pytest
 import torch
 
+from examples.errors import SimulatorError
+from examples.headless import select_gl
 from shm_transport.segments import DIRECTORY, PREFIX, available, reclaim_stale, stale_segments
 from tests.synthetic import write_episode
+
+with contextlib.suppress(SimulatorError):  # tests of a simulator skip then
+    select_gl()  # before a test of kinematics imports MuJoCo, which then could not render any more
 
 GOLDEN = Path(__file__).parent / "golden"
 #: recorded, since SVT-AV1's encoder makes the process that calls it real-time (as root), and its threads then starve

@@ -351,11 +351,11 @@ def test_few_processes_keep_more_files_open_as_far_as_the_limit_of_files_goes(mo
 
 
 def test_every_dataset_of_the_table_is_registered_with_its_numbers():
-    assert len(DATASETS) == 16
+    assert len(DATASETS) == 17
     for name, dataset in DATASETS.items():
         assert dataset.name == name
         values = dataset.config
-        side, future = (128, 16) if name == "Blocks" else (256, 32)
+        side, future = (128, 16) if name in ("Blocks", "LiberoSmall") else (256, 32)
         assert (values.image_hw, values.num_obs, values.num_history, values.num_future) == ((side, side), 1, 1, future)
         assert values.sample_camera_gaps == 4
     assert Droid.config.reference_cameras(0) == Droid.config.cameras and Droid.config.ee_offset_z == 0.15
