@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,7 +56,7 @@ class Training:
 
     def locate(self, folders: Sequence[Path]) -> None:
         """Where the demonstrations are; of the first, some are held out."""
-        write_text(self._places, yaml.safe_dump({"default": {self.dataset: [str(folder) for folder in folders]}}))
+        write_places(self._places, {self.dataset: [str(folder) for folder in folders]})
 
     def train(self, stage: int, name: str, iterations: int, *flags: str) -> Path:
         """Stage 0 (VA prior) or 1 (VLA) of a run; gone on with where it stopped, left alone where it is done. Returns
@@ -103,6 +103,11 @@ class Training:
         given = (*common, "--seed", str(self.seed), *vlm, *length, "--eval_split", apart, *where, *flags)
         run("apt.training.launch", command, *given, **{LOCATION_VARIABLE: str(self._places)})
         return self._run(name) / CHECKPOINT
+
+
+def write_places(file: Path, places: Mapping[str, str | Sequence[str]]) -> None:
+    """The YAML file that says where data sets are, for ``APT_DATA_LOC``."""
+    write_text(file, yaml.safe_dump({"default": dict(places)}))
 
 
 @contextlib.contextmanager

@@ -23,15 +23,14 @@ from pathlib import Path
 
 import numpy as np
 import tyro
-import yaml
 
 from data_utils.data_loc import LOCATION_VARIABLE
-from data_utils.files import write_text
 from data_utils.h5io import EpisodeWriter
 from examples.libero.benchmarks import BENCHMARKS, LIBERO_SUITES
 from examples.libero.model_policy import LIBERO_CAMERAS
 from examples.libero.tasks import suite_tasks
-from examples.recipe import CHECKPOINT, ROOT, StepFailed, Steps, in_one_line, run, steps_done
+from examples.libero.worklist import step_cap
+from examples.recipe import CHECKPOINT, ROOT, StepFailed, Steps, in_one_line, run, steps_done, write_places
 
 DATASETS = {
     "libero_spatial": "LiberoSpatial",
@@ -41,9 +40,9 @@ DATASETS = {
 }
 EVALUATED = ("libero", "libero-pro")
 URI = "libero_full"
-# Measured on two CPU cores, per process (docs/training.md): what --dry-run reckons with.
-RECORD_S, EPISODE_MB = 11.0, 3.4  # of a demonstration of two cameras of 256 pixels
-EVALUATE_S = 25.0  # of an episode, less the policy's queries
+# What --dry-run reckons with: of eight demonstrations, two of each suite, recorded by one process on a CPU, images of
+# both cameras (256 pixels) rendered at every step.
+DEMO_STEPS, STEP_S, STEP_MB = 150, 0.1, 0.04
 READY_S = 1800.0  # that loading and compiling the policy may take
 
 
@@ -99,8 +98,7 @@ def reproduce(config: FullConfig) -> None:
         given = ("--suite", suite, "--tasks", config.tasks, "--episodes", str(config.episodes))
         given += ("--image_size", str(config.image_size))
         run("examples.libero.record", *given, "--workers", str(config.workers), "--out", str(demos))
-    places = {"default": {dataset: str(demos / suite) for suite, dataset in DATASETS.items()}}
-    write_text(out / "data_loc.yaml", yaml.safe_dump(places))
+    write_places(out / "data_loc.yaml", {dataset: str(demos / suite) for suite, dataset in DATASETS.items()})
     for number, (name, iterations) in enumerate(_stages(config)):
         steps.begin(f"stage {number}: {name}")
         if steps_done(_checkpoint(out, name)) < iterations:
@@ -157,34 +155,32 @@ def served(ckpt: Path, config: FullConfig) -> Iterator[int]:
     service = [sys.executable, "-m", "apt.infer.remote_service", "--ckpt", str(ckpt), "--uri", URI]
     service += ["--ns-port", str(port), "--device", device, "--seed", str(config.seed)]
     with contextlib.ExitStack() as running:
-        processes = []
-        for command in (names, service):
-            print(f"$ {shlex.join(command)} &", flush=True)
-            processes.append(
-                subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-            )
-            running.callback(_end, processes[-1])
-            _wait_for(processes[-1], "NS running" if len(processes) == 1 else "ready:")
+        for command, name, sign in ((names, "names", "NS running"), (service, "service", "ready:")):
+            log = config.out.resolve() / f"{name}.log"
+            print(f"$ {shlex.join(command)} > {log} &", flush=True)
+            file = running.enter_context(open(log, "w", encoding="utf-8"))
+            process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+            running.callback(_end, process)
+            _wait_for(process, log, sign)
         yield port
 
 
-def _wait_for(process: subprocess.Popen, sign: str) -> None:
-    said, deadline = [], time.monotonic() + READY_S
-    for line in process.stdout:
-        said.append(line.rstrip())
-        if sign in line:
-            return
-        if time.monotonic() > deadline:
-            break
-    raise StepFailed(f"a process that evaluation needs did not come up: {said[-1] if said else 'it said nothing'}")
+def _wait_for(process: subprocess.Popen, log: Path, sign: str) -> None:
+    deadline = time.monotonic() + READY_S
+    while sign not in (said := log.read_text(encoding="utf-8")):
+        if process.poll() is not None or time.monotonic() > deadline:
+            last = (said.strip().splitlines() or ["it said nothing"])[-1]
+            raise StepFailed(f"a process that evaluation needs did not come up: {last}; see {log}")
+        time.sleep(0.2)
 
 
 def _end(process: subprocess.Popen) -> None:
     process.terminate()
     try:
-        process.communicate(timeout=30)
+        process.wait(timeout=30)
     except subprocess.TimeoutExpired:
         process.kill()
+        process.wait()
 
 
 def foresee(config: FullConfig) -> None:
@@ -193,22 +189,24 @@ def foresee(config: FullConfig) -> None:
     tasks = sum(_usable(config, suite) for suite in LIBERO_SUITES)
     episodes, lines = config.episodes * tasks, []
     if config.demos is None:
-        hours, disk = episodes * RECORD_S / config.workers / 3600, episodes * EPISODE_MB / 1024
+        steps = episodes * DEMO_STEPS
+        hours, disk = steps * STEP_S / config.workers / 3600, steps * STEP_MB / 1024
         lines.append(f"demonstrations: {episodes} to record, {disk:.1f} GB, about {hours:.1f} h")
     for number, (_, iterations) in enumerate(_stages(config)):
         pace = config.steps_per_s
         hours = "hours unknown, give --steps-per-s" if pace is None else f"{iterations / pace / 3600:.1f} h"
         lines.append(f"stage {number}: {iterations} steps of {config.bs} samples per GPU, {hours}")
-    asked = [_usable(config, suite, benchmark) for benchmark in EVALUATED for suite in BENCHMARKS[benchmark].suites]
-    trials = config.trials * sum(asked)
-    hours = trials * EVALUATE_S / config.workers / 3600
-    lines.append(f"closed loop: {trials} episodes in {len(asked)} suites, about {hours:.1f} h and the policy's")
+    cap = config.max_steps if config.max_steps == "peers" else int(config.max_steps)
+    suites = [(suite, benchmark) for benchmark in EVALUATED for suite in BENCHMARKS[benchmark].suites]
+    trials = {suite: config.trials * _usable(config, suite, benchmark) for suite, benchmark in suites}
+    hours = sum(count * step_cap(suite, cap) for suite, count in trials.items()) * STEP_S / config.workers / 3600
+    count = f"{sum(trials.values())} episodes in {len(trials)} suites"
+    lines.append(f"closed loop: {count}, at most about {hours:.1f} h, the policy's queries not counted")
     print(*lines, f"simulators: {config.workers}; free on the disk of {out}: {_free_gb(out):.0f} GB", sep="\n")
     with tempfile.TemporaryDirectory() as folder:
         # Memory and disk of a training do not depend on how many episodes there are.
         _write_stand_in(Path(folder) / "episode.h5", config.image_size)
-        places = {"default": dict.fromkeys(DATASETS.values(), folder)}
-        write_text(Path(folder) / "data_loc.yaml", yaml.safe_dump(places))
+        write_places(Path(folder) / "data_loc.yaml", dict.fromkeys(DATASETS.values(), folder))
         for number in range(2):
             print(f"\nstage {number}, by the training itself (of one episode that stands in for all):", flush=True)
             where = {LOCATION_VARIABLE: f"{folder}/data_loc.yaml"}
